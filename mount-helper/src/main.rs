@@ -1,0 +1,3 @@
+//! Entry point of `mount.gravitonfs`.
+
+fn main() {}

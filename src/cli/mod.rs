@@ -1,0 +1,1 @@
+//! Parse, wire, run: the only place that names concrete backends.

@@ -1,0 +1,1 @@
+//! The bytes of one file: cutting, packing, uploading, fetching, caching.

@@ -1,0 +1,1 @@
+//! Kernel protocol to vfs calls and back; the only user of `fuser`.

@@ -1,0 +1,3 @@
+//! Entry point of `gravitonfs`.
+
+fn main() {}

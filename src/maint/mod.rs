@@ -1,0 +1,1 @@
+//! What works on whole volumes: recovery, checkpoints, checks.

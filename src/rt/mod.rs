@@ -1,0 +1,1 @@
+//! Runtime, spawning, clocks, failpoints.
