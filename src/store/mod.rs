@@ -2,6 +2,8 @@
 //! *atomic*: all or nothing, also to a concurrent observer · *durable*: survives power loss once the call has returned
 //! · *idempotent*: repeating the call, also after an unknown outcome, changes nothing more.
 
+pub mod blob;
+pub mod block;
 pub mod device;
 pub mod error;
 pub mod keys;
