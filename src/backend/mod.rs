@@ -1,1 +1,4 @@
 //! The stores themselves, and wrappers of the ports. Only `cli` names anything in here.
+
+pub mod local;
+pub mod memory_kv;

@@ -1,1 +1,17 @@
-//! Runtime, spawning, clocks, failpoints.
+//! What the product takes from the machine as parameters: spawning, clocks, random bits; and the small async tools
+//! (gate, byte permits, failpoints) that every layer above may use.
+
+pub mod clock;
+pub mod failpoint;
+pub mod gate;
+pub mod limit;
+pub mod random;
+pub mod spawn;
+pub mod tokio_runtime;
+
+pub use clock::{ManualClock, SystemClock};
+pub use gate::{Gate, Pass};
+pub use limit::{Permit, SemaphoreLimit};
+pub use random::{SeededRandom, SystemRandom};
+pub use spawn::{Spawner, run_blocking};
+pub use tokio_runtime::TokioRuntime;
