@@ -1,0 +1,4 @@
+//! The conformance suites of the ports, run on every backend, and on broken ones to prove that they can fail.
+
+#[path = "conformance/kv.rs"]
+mod kv;
