@@ -8,6 +8,8 @@ pub mod device;
 pub mod error;
 pub mod keys;
 pub mod kv;
+pub mod merge;
 pub mod object;
+pub mod schema;
 
 pub use error::{Error, Kind, Result};
