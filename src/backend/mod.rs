@@ -1,6 +1,11 @@
 //! The stores themselves, and wrappers of the ports. Only `cli` names anything in here.
 
+pub mod dir;
+mod dir_list;
 pub mod local;
 pub mod memory_device;
 pub mod memory_kv;
+pub mod memory_object;
 pub mod redb;
+pub mod s3;
+pub mod wrap;

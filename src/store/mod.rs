@@ -10,6 +10,7 @@ pub mod keys;
 pub mod kv;
 pub mod merge;
 pub mod object;
+pub mod probe;
 pub mod schema;
 
 pub use error::{Error, Kind, Result};

@@ -8,6 +8,9 @@ use bytes::Bytes;
 use super::Result;
 use crate::base::range::ByteRange;
 
+/// Objects in one page of a listing, and keys in one delete request: the limits of S3.
+pub const PAGE_OBJECTS_MAX: usize = 1000;
+
 /// Name of an object below the volume's prefix: `/`-separated parts of `[a-z0-9._-]`, no part empty, `.` or `..`.
 /// Spelled in [`super::keys`] only.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,7 +100,7 @@ pub trait ImmutableObjectStore: Send + Sync + 'static {
     /// `NotFound` if there is no such object.
     async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta>;
 
-    /// Up to 1,000 objects whose keys start with `prefix` and sort after `start_after`, in byte order. An object whose
+    /// Up to [`PAGE_OBJECTS_MAX`] objects whose keys start with `prefix` and sort after `start_after`, in byte order. An object whose
     /// `put_new` returned before the call is in its page. `prefix` is plain text, not a folder; "" lists all.
     async fn list(&self, prefix: &str, start_after: Option<&ObjectKey>) -> Result<ListPage>;
 
