@@ -7,6 +7,8 @@ use std::ops::{Bound, ControlFlow};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use tracing::{error, warn};
+
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase as _, TableDefinition};
 
 use self::device::DeviceBackend;
@@ -22,7 +24,8 @@ type Rows = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 /// A database in a device that nobody else writes to.
 pub struct RedbKv {
-    database: Database,
+    /// None only while it is dropped.
+    database: Option<Database>,
     device: Arc<dyn Device>,
     doubt: Arc<Doubt>,
     /// The view of the newest commit while nobody commits; leaf lock. Filled and emptied under the lock, emptied after
@@ -37,15 +40,27 @@ impl RedbKv {
     /// # Errors
     /// `Corrupt` if the device holds anything but a database of ours.
     pub fn open(device: Arc<dyn Device>, cache_bytes: u64) -> Result<Self> {
+        Self::open_reporting(device, cache_bytes, |done| {
+            warn!(done, "metadata database was not left in order; checking all of it");
+        })
+    }
+
+    /// Calls `on_repair` with the part done when the whole file has to be read.
+    fn open_reporting(
+        device: Arc<dyn Device>,
+        cache_bytes: u64,
+        on_repair: impl Fn(f64) + 'static,
+    ) -> Result<Self> {
         let doubt = Arc::new(Doubt::default());
         let database = doubt.guard("open metadata database", || {
             let mut builder = Builder::new();
             builder.set_cache_size(usize::try_from(cache_bytes).unwrap_or(usize::MAX));
+            builder.set_repair_callback(move |session| on_repair(session.progress()));
             let database = builder.create_with_backend(DeviceBackend::new(device.clone()))?;
             create_rows_if_missing(&database)?;
             Ok(database)
         })?;
-        Ok(Self { database, device, doubt, newest: Mutex::new(None) })
+        Ok(Self { database: Some(database), device, doubt, newest: Mutex::new(None) })
     }
 
     /// Bytes the database occupies on its device, free pages within it included.
@@ -54,6 +69,10 @@ impl RedbKv {
     /// Of the device.
     pub fn used_bytes(&self) -> Result<u64> {
         self.device.len()
+    }
+
+    fn database(&self) -> &Database {
+        self.database.as_ref().expect("taken only by drop")
     }
 
     fn newest(&self) -> std::sync::MutexGuard<'_, Option<Arc<Rows>>> {
@@ -74,6 +93,24 @@ fn create_rows_if_missing(database: &Database) -> std::result::Result<(), redb::
     Ok(())
 }
 
+impl Drop for RedbKv {
+    /// Makes all commits durable and marks the file as closed in order; unless it is in doubt: then nothing more is
+    /// written, and the next open reads and checks all of it.
+    fn drop(&mut self) {
+        *self.newest() = None;
+        let database = self.database.take();
+        if self.doubt.check().is_err() {
+            std::mem::forget(database);
+            return;
+        }
+        let closed =
+            self.doubt.guard("close metadata database", || Ok(database.map_or(Ok(()), Database::close)?));
+        if let Err(error) = closed {
+            error!(%error, "metadata database was not closed in order");
+        }
+    }
+}
+
 impl KeyValueStore for RedbKv {
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
         self.doubt.check()?;
@@ -82,7 +119,7 @@ impl KeyValueStore for RedbKv {
             Some(rows) => rows.clone(),
             None => {
                 let rows = self.doubt.guard("read metadata database", || {
-                    Ok(Arc::new(self.database.begin_read()?.open_table(ROWS)?))
+                    Ok(Arc::new(self.database().begin_read()?.open_table(ROWS)?))
                 })?;
                 newest.insert(rows).clone()
             }
@@ -93,7 +130,7 @@ impl KeyValueStore for RedbKv {
     fn commit(&self, writes: &[Write], durability: Durability) -> Result<()> {
         self.doubt.check()?;
         let outcome = self.doubt.guard("commit to metadata database", || {
-            let mut transaction = self.database.begin_write()?;
+            let mut transaction = self.database().begin_write()?;
             match durability {
                 Durability::Visible => transaction.set_durability(redb::Durability::None)?,
                 Durability::Immediate => {
@@ -129,8 +166,11 @@ impl Snapshot for RedbSnapshot {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
         self.doubt.check()?;
         let key = row::key(table, key);
-        let found = self.doubt.guard("read metadata row", || Ok(self.rows.get(&*key)?))?;
-        found.map(|stored| row::verified(&key, stored.value()).map(<[u8]>::to_vec)).transpose()
+        let found = self.doubt.guard("read metadata row", || {
+            let stored = self.rows.get(&*key)?;
+            Ok(stored.map(|stored| row::verified(&key, stored.value()).map(<[u8]>::to_vec)))
+        })?;
+        found.transpose()
     }
 
     fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
@@ -146,11 +186,19 @@ impl Snapshot for RedbSnapshot {
         let bounds = (Bound::Included(&*lower), upper.as_ref().map(|key| &**key));
         let mut range = self.doubt.guard("scan metadata rows", || Ok(self.rows.range::<&[u8]>(bounds)?))?;
         loop {
-            let next = self.doubt.guard("scan metadata rows", || Ok(range.next().transpose()?))?;
-            let Some((key, stored)) = next else { return Ok(()) };
-            let value = row::verified(key.value(), stored.value())?;
-            let plain_key = key.value().get(1..).unwrap_or_default();
-            if let ControlFlow::Break(()) = visit(plain_key, value)? {
+            let next = self.doubt.guard("scan metadata rows", || {
+                let next = range.next().transpose()?;
+                // Checked in here, for on a malformed page already the access panics.
+                let checked = match &next {
+                    Some((key, stored)) => row::verified(key.value(), stored.value()).map(drop),
+                    None => Ok(()),
+                };
+                Ok(checked.map(|()| next))
+            })?;
+            let Some((key, stored)) = next? else { return Ok(()) };
+            if let ControlFlow::Break(()) =
+                visit(row::plain_key(key.value()), row::plain_value(stored.value()))?
+            {
                 return Ok(());
             }
         }
@@ -200,3 +248,6 @@ fn from_redb(what: &str, error: redb::Error) -> Error {
     };
     Error::new(kind, format!("{what}: {error}")).with_source(error)
 }
+
+#[cfg(test)]
+mod tests;

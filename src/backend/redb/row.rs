@@ -39,6 +39,16 @@ pub(super) fn verified<'a>(stored_key: &[u8], stored: &'a [u8]) -> Result<&'a [u
     Ok(value)
 }
 
+/// What [`key`] was made from.
+pub(super) fn plain_key(stored_key: &[u8]) -> &[u8] {
+    stored_key.get(1..).unwrap_or_default()
+}
+
+/// What [`value`] was made from, verified before.
+pub(super) fn plain_value(stored: &[u8]) -> &[u8] {
+    stored.split_last_chunk::<CHECKSUM_BYTES>().map_or(&[], |(value, _)| value)
+}
+
 fn checksum(stored_key: &[u8], value: &[u8]) -> u32 {
     crc32c_append(crc32c(stored_key), value)
 }
