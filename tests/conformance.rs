@@ -2,3 +2,5 @@
 
 #[path = "conformance/kv.rs"]
 mod kv;
+#[path = "conformance/range_tracker.rs"]
+mod range_tracker;

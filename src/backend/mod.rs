@@ -6,6 +6,7 @@ pub mod local;
 pub mod memory_device;
 pub mod memory_kv;
 pub mod memory_object;
+pub mod range_tracker;
 pub mod redb;
 pub mod s3;
 pub mod wrap;

@@ -11,6 +11,7 @@ pub mod kv;
 pub mod merge;
 pub mod object;
 pub mod probe;
+pub mod range_tracker;
 pub mod schema;
 
 pub use error::{Error, Kind, Result};
