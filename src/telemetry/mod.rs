@@ -1,1 +1,3 @@
-//! Metric names and log set-up.
+//! What the daemon tells about itself.
+
+pub mod log;
