@@ -2,5 +2,10 @@
 
 #[path = "conformance/kv.rs"]
 mod kv;
+#[path = "conformance/object_store.rs"]
+mod object_store;
 #[path = "conformance/range_tracker.rs"]
 mod range_tracker;
+
+#[path = "common/s3/mod.rs"]
+mod s3;

@@ -145,7 +145,7 @@ struct Tree {
 
 impl Tree {
     fn put_new(&self, key: &ObjectKey, body: &[u8]) -> Result<ObjectMeta> {
-        let io = |error| self.io("put", key, error);
+        let io = |error| self.write_error("put", key, error);
         let path = self.path(key);
         if path.symlink_metadata().is_ok() {
             return Err(exists(key)); // Only to save writing the body: link(2) decides.
@@ -164,7 +164,11 @@ impl Tree {
     fn get(&self, key: &ObjectKey, range: Option<ByteRange>) -> Result<Bytes> {
         let io = |error| self.io("get", key, error);
         let file = File::open(self.path(key)).map_err(io)?;
-        let len = file.metadata().map_err(io)?.len();
+        let metadata = file.metadata().map_err(io)?;
+        if !metadata.is_file() {
+            return Err(io(io::ErrorKind::NotFound.into()));
+        }
+        let len = metadata.len();
         let range = range.unwrap_or(ByteRange::new(0, len));
         if len < range.end {
             let detail = format!("get {key}: range {range:?} ends beyond the object's {len} bytes");
@@ -214,8 +218,8 @@ impl Tree {
     }
 
     fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<ObjectMeta> {
-        let io = |error| self.io("copy", from, error);
-        let mut source = File::open(self.path(from)).map_err(io)?;
+        let mut source = File::open(self.path(from)).map_err(|error| self.io("copy", from, error))?;
+        let io = |error| self.write_error("copy", from, error);
         let mut temporary = self.temporary().map_err(io)?;
         // Shares blocks where the filesystem can. A hard link would not do: both names would share one version.
         io::copy(&mut source, &mut temporary.file).map_err(io)?;
@@ -227,7 +231,7 @@ impl Tree {
     /// Puts a finished temporary file in the place of `key`, with a version that differs from the old one's. The
     /// caller holds the lock.
     fn replace(&self, key: &ObjectKey, temporary: Temporary) -> Result<ObjectMeta> {
-        let io = |error| self.io("put", key, error);
+        let io = |error| self.write_error("put", key, error);
         let path = self.path(key);
         if let Ok(old) = fs::metadata(&path).and_then(|metadata| metadata.modified())
             && temporary.file.metadata().and_then(|metadata| metadata.modified()).map_err(io)? <= old
@@ -248,7 +252,7 @@ impl Tree {
 
     /// A synced file with `body` in it, under a temporary name.
     fn write_temporary(&self, key: &ObjectKey, body: &[u8]) -> Result<Temporary> {
-        let io = |error| self.io("put", key, error);
+        let io = |error| self.write_error("put", key, error);
         let mut temporary = self.temporary().map_err(io)?;
         temporary.file.write_all(body).map_err(io)?;
         temporary.finish().map_err(io)?;
@@ -356,6 +360,17 @@ impl Tree {
             Err(gone) => gone,
         }
     }
+
+    /// As [`Self::io`] for a write, which no missing object can stop: what is missing then is a directory.
+    fn write_error(&self, operation: &str, key: &ObjectKey, error: io::Error) -> Error {
+        match self.io(operation, key, error) {
+            Error { kind: Kind::NotFound, source, .. } => {
+                let detail = format!("{operation} {key}: a part of the path is missing or not a directory");
+                Error { kind: Kind::Internal, detail, source }
+            }
+            error => error,
+        }
+    }
 }
 
 /// A file being written, removed on drop unless it was renamed into place.
@@ -394,7 +409,10 @@ fn exists(key: &ObjectKey) -> Error {
 }
 
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
+    )
 }
 
 /// Version of a file: time of last change in nanoseconds, inode, length.
