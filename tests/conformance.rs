@@ -1,5 +1,7 @@
 //! The conformance suites of the ports, run on every backend, and on broken ones to prove that they can fail.
 
+#![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
+
 #[path = "conformance/kv.rs"]
 mod kv;
 #[path = "conformance/object_store.rs"]

@@ -1,5 +1,7 @@
 //! The stores themselves, and wrappers of the ports. Only `cli` names anything in here.
 
+#![expect(clippy::disallowed_methods, reason = "backends are where the machine is reached")]
+
 pub mod dir;
 mod dir_list;
 pub mod local;

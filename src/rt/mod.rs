@@ -1,6 +1,8 @@
 //! What the product takes from the machine as parameters: spawning, clocks, random bits; and the small async tools
 //! (gate, byte permits, failpoints) that every layer above may use.
 
+#![expect(clippy::disallowed_methods, reason = "what others take as parameters is made here")]
+
 pub mod clock;
 pub mod failpoint;
 pub mod gate;

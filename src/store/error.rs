@@ -29,7 +29,7 @@ pub enum Kind {
 #[derive(Debug)]
 pub struct Error {
     pub kind: Kind,
-    /// Operation and name, then what happened: `get packs/ab/…: timed out`. Lowercase, no full stop.
+    /// Operation and name, then what happened: `get packs/ab/...: timed out`. Lowercase, no full stop.
     pub detail: String,
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }

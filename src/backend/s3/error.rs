@@ -7,7 +7,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use crate::store::{Error, Kind};
 
-/// The error of the request `what` (`get packs/ab/…`) to `bucket`.
+/// The error of the request `what` (`get packs/ab/...`) to `bucket`.
 pub(super) fn classify<E>(what: &str, bucket: &str, error: SdkError<E, HttpResponse>) -> Error
 where
     E: ProvideErrorMetadata + StdError + Send + Sync + 'static,
