@@ -4,6 +4,8 @@
 //! `s3-test-server [--port N] [--bucket NAME]... [--latency-ms N] [--bytes-per-second N] [--ignore-conditional |
 //! --racy-conditional]`
 
+#![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
+
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::Duration;

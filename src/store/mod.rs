@@ -1,6 +1,6 @@
 //! The ports: small object-safe traits, the values they exchange, their error. Words used in their contracts:
-//! *atomic*: all or nothing, also to a concurrent observer; *durable*: survives power loss once the call has returned
-//!; *idempotent*: repeating the call, also after an unknown outcome, changes nothing more.
+//! *atomic*: all or nothing, also to a concurrent observer; *durable*: survives power loss once the call has returned;
+//! *idempotent*: repeating the call, also after an unknown outcome, changes nothing more.
 
 pub mod blob;
 pub mod block;
