@@ -22,9 +22,11 @@ where
             };
             (answer.kind(), answer.describe(bucket))
         }
-        // The credential chain fails before anything is sent, and the SDK has no type for it that it lets us see.
         SdkError::ConstructionFailure(_) => (Kind::Internal, innermost(&error)),
-        SdkError::DispatchFailure(failure) if failure.is_io() || failure.is_timeout() => {
+        // What the connector classified failed on the wire. The rest failed before anything was sent.
+        SdkError::DispatchFailure(failure)
+            if failure.is_io() || failure.is_timeout() || failure.as_other().is_some() =>
+        {
             (Kind::Unavailable, innermost(&error))
         }
         SdkError::DispatchFailure(_) => before_sending(&error),
@@ -43,9 +45,16 @@ pub(super) fn of_code(what: &str, code: &str, message: &str) -> Error {
     Error::new(answer.kind(), format!("{what}: {}", answer.describe("")))
 }
 
-/// What went wrong in the client itself: our own refusal, else missing credentials.
+/// What went wrong in the client itself: our own refusal of an endpoint, or the credential chain. A chain whose
+/// services (role, single sign-on, machine metadata) did not answer will work later; one that found nothing will not.
 fn before_sending(error: &(dyn StdError + 'static)) -> (Kind, String) {
-    (Kind::Denied, innermost(error))
+    let mut causes =
+        std::iter::successors(Some(error), |error: &&(dyn StdError + 'static)| (*error).source());
+    let passing = causes.any(|cause| {
+        // The SDK does not let us name the type of its time-outs.
+        cause.downcast_ref::<std::io::Error>().is_some() || cause.to_string().contains("timed out")
+    });
+    (if passing { Kind::Unavailable } else { Kind::Denied }, innermost(error))
 }
 
 /// An error answer of the server.

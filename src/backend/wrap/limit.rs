@@ -147,3 +147,131 @@ impl MutableObjectStore for Limit {
         self.within(&format!("copy {from}"), 0, self.inner.copy(from, to)).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::future::poll_immediate;
+    use tokio::sync::Semaphore as Gate;
+
+    use super::*;
+    use crate::backend::memory_object::MemoryObjectStore;
+    use crate::rt::ManualClock;
+    use crate::store::keys;
+
+    /// Answers a write or a read only when the gate lets it.
+    struct Slow {
+        inner: MemoryObjectStore,
+        gate: Gate,
+    }
+
+    impl Slow {
+        async fn pass(&self) {
+            self.gate.acquire().await.expect("the gate stays open").forget();
+        }
+    }
+
+    #[async_trait]
+    impl ImmutableObjectStore for Slow {
+        async fn put_new(&self, key: &ObjectKey, body: Bytes) -> Result<ObjectMeta> {
+            self.pass().await;
+            self.inner.put_new(key, body).await
+        }
+        async fn get(&self, key: &ObjectKey, range: Option<ByteRange>) -> Result<Bytes> {
+            self.pass().await;
+            self.inner.get(key, range).await
+        }
+        async fn head(&self, key: &ObjectKey) -> Result<ObjectMeta> {
+            self.inner.head(key).await
+        }
+        async fn list(&self, prefix: &str, start_after: Option<&ObjectKey>) -> Result<ListPage> {
+            self.inner.list(prefix, start_after).await
+        }
+        async fn delete(&self, keys: &[ObjectKey]) -> Result<()> {
+            self.inner.delete(keys).await
+        }
+        fn fencing(&self) -> Fencing {
+            self.inner.fencing()
+        }
+        fn location(&self) -> String {
+            self.inner.location()
+        }
+    }
+
+    #[async_trait]
+    impl MutableObjectStore for Slow {
+        async fn put_if(&self, key: &ObjectKey, body: Bytes, expected: &Etag) -> Result<ObjectMeta> {
+            self.inner.put_if(key, body, expected).await
+        }
+        async fn copy(&self, from: &ObjectKey, to: &ObjectKey) -> Result<ObjectMeta> {
+            self.inner.copy(from, to).await
+        }
+    }
+
+    struct Fixture {
+        slow: Arc<Slow>,
+        clock: Arc<ManualClock>,
+        limit: Limit,
+    }
+
+    fn fixture() -> Fixture {
+        let slow = Arc::new(Slow { inner: MemoryObjectStore::new(), gate: Gate::new(0) });
+        let clock = Arc::new(ManualClock::new());
+        let limits = Limits {
+            upload_bytes_max: 2 * MIB,
+            download_bytes_max: 2 * MIB,
+            wait_max: Duration::from_secs(30),
+        };
+        let limit = Limit::new(slow.clone(), limits, clock.clone());
+        Fixture { slow, clock, limit }
+    }
+
+    fn mib(mib: u64) -> Bytes {
+        vec![0; (mib * MIB) as usize].into()
+    }
+
+    #[tokio::test]
+    async fn uploads_beyond_the_budget_wait_and_smaller_ones_do_not_overtake() {
+        let Fixture { slow, limit, .. } = fixture();
+        let (first_key, large_key, small_key) =
+            (keys::superblock(), keys::journal_floor(), keys::journal_floor());
+        let no_version = Etag(String::new());
+        let mut first = pin!(limit.put_new(&first_key, mib(1)));
+        let mut large = pin!(limit.put_new(&large_key, mib(8)));
+        let mut small = pin!(limit.put_if(&small_key, mib(0), &no_version));
+        assert!(poll_immediate(&mut first).await.is_none());
+        assert!(poll_immediate(&mut large).await.is_none());
+        slow.gate.add_permits(1);
+        assert!(poll_immediate(&mut small).await.is_none(), "it came after the large one");
+        first.await.expect("the first has its permit");
+        slow.gate.add_permits(1);
+        large.await.expect("larger than the budget passes alone");
+        small.await.expect_err("there is no such version");
+    }
+
+    #[tokio::test]
+    async fn uploads_do_not_wait_for_downloads() {
+        let Fixture { slow, limit, .. } = fixture();
+        let (read_key, key) = (keys::superblock(), keys::journal_floor());
+        let mut read = pin!(limit.get(&read_key, Some(ByteRange::new(0, 8 * MIB))));
+        assert!(poll_immediate(&mut read).await.is_none());
+        slow.gate.add_permits(2);
+        limit.put_new(&key, mib(2)).await.expect("its own budget is free");
+        read.await.expect_err("there is no such object");
+    }
+
+    #[tokio::test]
+    async fn a_call_that_takes_too_long_is_given_up_and_gives_its_permits_back() {
+        let Fixture { slow, clock, limit } = fixture();
+        let key = keys::superblock();
+        let mut stuck = pin!(limit.put_new(&key, mib(2)));
+        assert!(poll_immediate(&mut stuck).await.is_none());
+        clock.advance(Duration::from_secs(30 + 31));
+        assert!(poll_immediate(&mut stuck).await.is_none(), "2 MiB may take 32 s longer than none");
+        clock.advance(Duration::from_secs(1));
+        let error = stuck.await.expect_err("time is up");
+        assert_eq!(error.kind, Kind::Unavailable);
+        assert_eq!(error.detail, "put superblock: no answer within 62 s");
+        slow.gate.add_permits(1);
+        limit.put_new(&key, mib(2)).await.expect("the permits are back");
+    }
+}

@@ -203,3 +203,7 @@ impl MutableObjectStore for Retry {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "retry_tests.rs"]
+mod tests;
