@@ -1,0 +1,186 @@
+//! Becoming a daemon: one fork before any thread exists, and a pipe over which the child reports to its parent.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
+use serde::{Deserialize, Serialize};
+
+use super::exit::{Code, Failure, Result};
+
+/// What a starting daemon tells its parent, one JSON line each.
+#[derive(Serialize, Deserialize)]
+enum Message {
+    /// A line for stderr.
+    Note(String),
+    /// The last message: the mount works. A line for stdout.
+    Ready(String),
+    /// The last message: exit with this code.
+    Failed { code: u8, thing: String, cause: String, advice: String },
+}
+
+/// How a starting mount reports: to the parent of a daemon, or to the terminal.
+pub struct Reporter {
+    /// None in the foreground, and once the last word is said.
+    pipe: Option<File>,
+    is_daemon: bool,
+}
+
+/// Which process this is after [`detach`].
+pub enum Side {
+    /// The one that was started: the mount is up (or not), all that is left is to exit.
+    Parent(Result<()>),
+    /// The daemon.
+    Child(Reporter),
+}
+
+impl Reporter {
+    /// Reports to the terminal: the mount runs in the process that was started.
+    #[must_use]
+    pub fn foreground() -> Self {
+        Self { pipe: None, is_daemon: false }
+    }
+
+    /// Something the user should know although the mount goes on.
+    pub fn note(&mut self, line: &str) {
+        match (&mut self.pipe, self.is_daemon) {
+            (Some(pipe), _) => send(pipe, &Message::Note(line.to_owned())),
+            (None, true) => tracing::warn!("{line}"),
+            (None, false) => eprintln!("gravitonfs: {line}"),
+        }
+    }
+
+    /// The mount works; `line` tells where.
+    pub fn ready(&mut self, line: &str) {
+        match self.pipe.take() {
+            Some(mut pipe) => send(&mut pipe, &Message::Ready(line.to_owned())),
+            None => println!("{line}"),
+        }
+    }
+
+    /// Sends what a daemon prints, panics included, to its log file, and lets `tracing` write there too.
+    ///
+    /// # Errors
+    /// If the log file cannot be opened.
+    pub fn open_log(&self, path: &Path) -> Result<()> {
+        if !self.is_daemon {
+            return Ok(());
+        }
+        let failed = |what, error| Failure::io(path.display(), what, error);
+        let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        let log = log.map_err(|error| failed("open log file", error))?;
+        dup2_stderr(&log).map_err(|errno| failed("redirect stderr", errno.into()))
+    }
+
+    /// The mount ended before it worked: lets the parent say why. Gives `failure` back where nobody listens and the
+    /// caller must say it.
+    pub fn failed(&mut self, failure: Failure) -> Option<Failure> {
+        let Some(mut pipe) = self.pipe.take() else { return Some(failure) };
+        let Failure { code, thing, cause, advice } = failure;
+        send(&mut pipe, &Message::Failed { code: code as u8, thing, cause, advice });
+        None
+    }
+}
+
+fn send(pipe: &mut File, message: &Message) {
+    let mut line = serde_json::to_string(message).expect("strings and numbers always serialize");
+    line.push('\n');
+    // The parent may have been killed; the mount does not depend on it.
+    let _ = pipe.write_all(line.as_bytes());
+}
+
+/// Forks. The child leads a session of its own, has no descriptor of its parent but the pipe, `/` as its directory and
+/// an empty umask. Must be called while the process has one thread.
+///
+/// # Errors
+/// If the system refuses the pipe or the fork.
+pub fn detach() -> Result<Side> {
+    let failed = |what, errno: nix::errno::Errno| Failure::io("daemon", what, errno.into());
+    let (from_child, to_parent) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed("open pipe", errno))?;
+    // SAFETY: the process has one thread (the caller promises it), so the child may do what it likes.
+    #[expect(unsafe_code, reason = "fork is unsafe by signature; the process has one thread")]
+    let forked = unsafe { fork() };
+    match forked.map_err(|errno| failed("fork", errno))? {
+        ForkResult::Parent { .. } => {
+            drop(to_parent);
+            Ok(Side::Parent(relay(from_child)))
+        }
+        ForkResult::Child => {
+            drop(from_child);
+            let mut reporter = Reporter { pipe: Some(File::from(to_parent)), is_daemon: true };
+            if let Err(errno) = become_daemon(&mut reporter) {
+                reporter.failed(failed("become a daemon", errno));
+                std::process::exit(Code::Internal as i32);
+            }
+            Ok(Side::Child(reporter))
+        }
+    }
+}
+
+/// Prints what the child reports until its last message.
+fn relay(from_child: OwnedFd) -> Result<()> {
+    for line in BufReader::new(File::from(from_child)).lines() {
+        let Some(message) = line.ok().and_then(|line| serde_json::from_str(&line).ok()) else { break };
+        match message {
+            Message::Note(line) => eprintln!("gravitonfs: {line}"),
+            Message::Ready(line) => {
+                println!("{line}");
+                return Ok(());
+            }
+            Message::Failed { code, thing, cause, advice } => {
+                return Err(Failure { code: Code::from_number(code), thing, cause, advice });
+            }
+        }
+    }
+    let advice = "look into daemon.log in the volume's state directory";
+    Err(Failure::new(Code::Internal, "daemon", "it ended before the mount was ready", advice))
+}
+
+fn become_daemon(reporter: &mut Reporter) -> nix::Result<()> {
+    setsid()?;
+    chdir("/")?;
+    // The modes of our own files are given where they are made.
+    umask(Mode::empty());
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(errno_of)?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    drop(null);
+    close_inherited(reporter.pipe.as_ref().map_or(-1, File::as_raw_fd))
+}
+
+/// Closes every descriptor above stderr but `keep`.
+fn close_inherited(keep: i32) -> nix::Result<()> {
+    let listing = std::fs::read_dir("/proc/self/fd").map_err(errno_of)?;
+    // Collected first, so that the listing's own descriptor is closed before its number is.
+    let open: Vec<i32> = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|&fd| fd > 2 && fd != keep) {
+        // What was the listing's own descriptor is closed already: EBADF.
+        //
+        // SAFETY: nothing in this process owns these descriptors: they came from whoever started it.
+        #[expect(unsafe_code, reason = "closing descriptors that no value owns")]
+        unsafe {
+            libc::close(fd)
+        };
+    }
+    Ok(())
+}
+
+fn errno_of(error: std::io::Error) -> nix::errno::Errno {
+    nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Tells the kernel that memory is reclaimed through this process, so that reclaim does not wait for it while it
+/// allocates. Needs CAP_SYS_RESOURCE; without it the daemon works as well, but for extreme memory pressure.
+pub fn set_io_flusher() {
+    // linux/prctl.h; libc lacks it for this target.
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: prctl with integer arguments touches no memory.
+    #[expect(unsafe_code, reason = "prctl(2) has no safe wrapper for this option")]
+    let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
