@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
@@ -63,18 +63,23 @@ impl Reporter {
         }
     }
 
-    /// Sends what a daemon prints, panics included, to its log file, and lets `tracing` write there too.
+    /// Starts the log: in `path` for a daemon, on stderr in the foreground.
     ///
     /// # Errors
-    /// If the log file cannot be opened.
-    pub fn open_log(&self, path: &Path) -> Result<()> {
-        if !self.is_daemon {
-            return Ok(());
-        }
+    /// If the file cannot be opened, or `filter` is not one.
+    pub fn open_log(&self, path: &Path, filter: Option<&str>) -> Result<()> {
         let failed = |what, error| Failure::io(path.display(), what, error);
-        let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-        let log = log.map_err(|error| failed("open log file", error))?;
-        dup2_stderr(&log).map_err(|errno| failed("redirect stderr", errno.into()))
+        let log = if self.is_daemon {
+            let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+            let log = log.map_err(|error| failed("open log file", error))?;
+            // What is printed past the log, such as the last words of an abort, is kept too.
+            dup2_stderr(&log).map_err(|errno| failed("redirect stderr", errno.into()))?;
+            log
+        } else {
+            let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+            File::from(stderr.map_err(|error| failed("log to stderr", error))?)
+        };
+        crate::telemetry::log::init(log, filter).map_err(|error| Failure::usage("log", error))
     }
 
     /// The mount ended before it worked: lets the parent say why. Gives `failure` back where nobody listens and the

@@ -79,10 +79,10 @@ impl Places<'_> {
     }
 }
 
-/// What to log, in the syntax of `tracing`'s filters: `GRAVITONFS_LOG`, else warnings and our own notes.
+/// What to log, in the syntax of `tracing`'s filters.
 #[must_use]
-pub fn log_filter() -> String {
-    std::env::var("GRAVITONFS_LOG").unwrap_or_else(|_| "warn,gravitonfs=info".to_owned())
+pub fn log_filter() -> Option<String> {
+    std::env::var(crate::telemetry::log::VARIABLE).ok()
 }
 
 /// Arms the failpoint that a crash test names.
