@@ -426,3 +426,7 @@ pub(super) fn meta_of(key: &ObjectKey, metadata: &fs::Metadata) -> ObjectMeta {
     );
     ObjectMeta { key: key.clone(), len: metadata.len(), etag: Etag(etag) }
 }
+
+#[cfg(test)]
+#[path = "dir_tests.rs"]
+mod tests;

@@ -54,7 +54,10 @@ fn before_sending(error: &(dyn StdError + 'static)) -> (Kind, String) {
         // The SDK does not let us name the type of its time-outs.
         cause.downcast_ref::<std::io::Error>().is_some() || cause.to_string().contains("timed out")
     });
-    (if passing { Kind::Unavailable } else { Kind::Denied }, innermost(error))
+    let cause = innermost(error);
+    // What follows lists every provider and how it was not configured.
+    let cause = cause.split(". Attempted").next().unwrap_or(&cause).to_owned();
+    (if passing { Kind::Unavailable } else { Kind::Denied }, cause)
 }
 
 /// An error answer of the server.
