@@ -11,12 +11,12 @@ use gravitonfs::backend::dir::DirObjectStore;
 use gravitonfs::backend::memory_object::MemoryObjectStore;
 use gravitonfs::backend::s3::{AccessKey, S3ObjectStore, S3Options};
 use gravitonfs::backend::wrap::{Limit, Limits, Measure, RequestCounters, Retry, RetryPolicy};
+use gravitonfs::base::ids::WriterId;
 use gravitonfs::base::limits::MIB;
 use gravitonfs::base::range::ByteRange;
 use gravitonfs::rt::{SeededRandom, SystemClock};
-use gravitonfs::store::object::{
-    Fencing, ListPage, MutableObjectStore, ObjectKey, ObjectMeta, PAGE_OBJECTS_MAX,
-};
+use gravitonfs::store::object::{ListPage, MutableObjectStore, ObjectKey, ObjectMeta, PAGE_OBJECTS_MAX};
+use gravitonfs::store::probe::probe_conditional_writes;
 use gravitonfs::store::{Kind, Result};
 
 use crate::s3::{self, Mode, S3Server};
@@ -57,6 +57,7 @@ const CHECKS: &[(&str, Check)] = checks![
     copy_replaces_its_target,
     copy_of_a_missing_object_is_not_found,
     a_large_object_comes_back_and_is_created_once,
+    a_large_object_replaces_the_expected_version_only,
 ];
 
 fn key(text: &str) -> ObjectKey {
@@ -302,19 +303,28 @@ async fn copy_of_a_missing_object_is_not_found(store: &dyn MutableObjectStore) {
     assert_eq!(kind(store.copy(&key("a"), &key("b")).await), Some(Kind::NotFound));
 }
 
+/// Above the size that S3 takes in one request of ours, and no multiple of anything.
+fn large_body() -> Bytes {
+    Bytes::from_iter((0..65 * MIB as u32 + 3).map(|index| (index >> 12) as u8))
+}
+
 async fn a_large_object_comes_back_and_is_created_once(store: &dyn MutableObjectStore) {
-    // Above the size that S3 takes in one request of ours, and no multiple of anything.
-    let large = Bytes::from_iter((0..65 * MIB as u32 + 3).map(|index| (index >> 12) as u8));
-    let name = key("large");
-    let created = store.put_new(&name, large.clone()).await.expect("create a large object");
-    assert_eq!(kind(store.put_new(&name, large.clone()).await), Some(Kind::Precondition));
+    let (name, large) = (key("large"), large_body());
+    store.put_new(&name, large.clone()).await.expect("create a large object");
+    assert_eq!(kind(store.put_new(&name, large.slice(1..)).await), Some(Kind::Precondition));
     assert!(store.get(&name, None).await.expect("read it") == large, "the content differs");
     let end = ByteRange::new(65 * MIB, 65 * MIB + 3);
     let tail = store.get(&name, Some(end)).await.expect("read its end");
     assert_eq!(tail, large.slice(65 * MIB as usize..));
-    let shorter = store.put_if(&name, large.slice(1..), &created.etag).await.expect("overwrite it");
-    assert_eq!(shorter.len, large.len() as u64 - 1);
-    assert_eq!(kind(store.put_if(&name, large, &created.etag).await), Some(Kind::Precondition));
+}
+
+async fn a_large_object_replaces_the_expected_version_only(store: &dyn MutableObjectStore) {
+    let (name, large) = (key("large"), large_body());
+    let first = put(store, "large", "small").await;
+    let second = store.put_if(&name, large.clone(), &first.etag).await.expect("overwrite");
+    assert_eq!(second.len, large.len() as u64);
+    assert_eq!(kind(store.put_if(&name, large.slice(1..), &first.etag).await), Some(Kind::Precondition));
+    assert_eq!(store.head(&name).await.expect("head"), second);
 }
 
 // What the checks run on.
@@ -353,12 +363,6 @@ fn run(skipped: &[&str], mut open: impl AsyncFnMut(&str) -> Arc<dyn MutableObjec
     });
 }
 
-async fn open_s3(options: S3Options) -> Arc<dyn MutableObjectStore> {
-    let store = S3ObjectStore::open(options, Arc::default()).await.expect("open the store");
-    store.set_fencing(Fencing::Cas);
-    Arc::new(store)
-}
-
 #[test]
 fn memory_keeps_the_contract() {
     run(&[], async |_| Arc::new(MemoryObjectStore::new()) as Arc<_>);
@@ -376,16 +380,62 @@ fn a_directory_keeps_the_contract() {
 fn s3_keeps_the_contract() {
     let server = S3Server::start(Mode::Atomic);
     server.create_bucket("bucket");
-    run(&[], async |name| {
-        let options = S3Options {
-            bucket: "bucket".to_owned(),
-            prefix: format!("some prefix/{name}"),
-            endpoint: Some(server.endpoint()),
-            region: Some(s3::REGION.to_owned()),
-            path_style: true,
-            access_key: Some(AccessKey { id: s3::ACCESS_KEY.into(), secret: s3::SECRET_KEY.into() }),
-            ..S3Options::default()
-        };
-        open_s3(options).await
+    let access_key = AccessKey { id: s3::ACCESS_KEY.into(), secret: s3::SECRET_KEY.into() };
+    run_s3(&server.endpoint(), "bucket", &access_key, &[]);
+}
+
+/// Checks that only hold where conditional writes do.
+const CONDITIONAL: &[&str] = &[
+    "put_new_refuses_an_existing_key",
+    "of_concurrent_creates_one_succeeds",
+    "put_if_refuses_another_version",
+    "put_if_never_creates",
+    "of_concurrent_overwrites_one_succeeds",
+    "copy_replaces_its_target",
+    "a_large_object_comes_back_and_is_created_once",
+    "a_large_object_replaces_the_expected_version_only",
+];
+
+/// Run by the scripts in tests/external, which start a server that nobody here wrote and name it in the environment.
+#[test]
+fn external_s3_keeps_the_contract() {
+    let variable = |name: &str| std::env::var(format!("GRAVITONFS_TEST_S3_{name}"));
+    let Ok(endpoint) = variable("ENDPOINT") else {
+        println!("skipped: GRAVITONFS_TEST_S3_ENDPOINT names no server");
+        return;
+    };
+    let required = |name: &str| variable(name).expect("the script sets every variable");
+    let access_key = AccessKey { id: required("KEY"), secret: required("SECRET") };
+    let fencing = variable("FENCING").unwrap_or("cas".to_owned());
+    let unsupported = variable("SKIP").unwrap_or_default();
+    let mut skipped: Vec<_> = unsupported.split(' ').collect();
+    if fencing != "cas" {
+        skipped.extend(CONDITIONAL);
+    }
+    let bucket = required("BUCKET");
+    let found = runtime().block_on(async {
+        let store = open_s3(&endpoint, &bucket, &access_key, "probe").await;
+        probe_conditional_writes(&*store, WriterId(1), &SeededRandom::new(1)).await.expect("probe")
     });
+    assert_eq!(found.as_str(), fencing);
+    run_s3(&endpoint, &bucket, &access_key, &skipped);
+}
+
+fn run_s3(endpoint: &str, bucket: &str, access_key: &AccessKey, skipped: &[&str]) {
+    run(skipped, async |name| {
+        open_s3(endpoint, bucket, access_key, &format!("some prefix/{name}")).await as Arc<_>
+    });
+}
+
+async fn open_s3(endpoint: &str, bucket: &str, access_key: &AccessKey, prefix: &str) -> Arc<S3ObjectStore> {
+    let options = S3Options {
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+        endpoint: Some(endpoint.to_owned()),
+        region: Some(s3::REGION.to_owned()),
+        path_style: true,
+        access_key: Some(access_key.clone()),
+        ..S3Options::default()
+    };
+    Arc::new(S3ObjectStore::open(options, Arc::default()).await.expect("open the store"))
 }

@@ -43,6 +43,7 @@ enum Fault {
     CopyKeepsTheTarget,
     CopyOfMissingMakesAnEmptyObject,
     LargePutReplaces,
+    LargePutIfIgnoresTheVersion,
 }
 
 const FAULTS: &[(&str, Fault)] = &[
@@ -72,6 +73,7 @@ const FAULTS: &[(&str, Fault)] = &[
     ("copy_replaces_its_target", Fault::CopyKeepsTheTarget),
     ("copy_of_a_missing_object_is_not_found", Fault::CopyOfMissingMakesAnEmptyObject),
     ("a_large_object_comes_back_and_is_created_once", Fault::LargePutReplaces),
+    ("a_large_object_replaces_the_expected_version_only", Fault::LargePutIfIgnoresTheVersion),
 ];
 
 struct Broken {
@@ -215,6 +217,7 @@ impl MutableObjectStore for Broken {
                 let current = self.inner.head(key).await?.etag;
                 self.inner.put_if(key, body, &current).await
             }
+            Fault::LargePutIfIgnoresTheVersion if 1 << 20 < body.len() => self.replace(key, body).await,
             Fault::PutIfCreates if self.inner.head(key).await.is_err() => self.inner.put_new(key, body).await,
             Fault::PutIfChecksThenWrites if self.inner.head(key).await?.etag == *expected => {
                 tokio::task::yield_now().await;
