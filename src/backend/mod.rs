@@ -5,6 +5,8 @@
 pub mod dir;
 mod dir_list;
 pub mod local;
+pub mod memory_blob;
+pub mod memory_block;
 pub mod memory_device;
 pub mod memory_kv;
 pub mod memory_object;

@@ -1,7 +1,14 @@
 //! The bytes of one file: cutting, packing, uploading, fetching, caching.
 
 pub mod chunker;
+mod fetch;
 pub mod frame;
+pub mod framed;
 pub mod pack;
+pub mod pack_cache;
+mod pack_listing;
 pub mod pack_reader;
 pub mod pack_writer;
+pub mod spill;
+mod staging;
+mod upload;

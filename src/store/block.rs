@@ -90,9 +90,33 @@ impl UploadTicket {
 }
 
 impl UploadPromise {
+    /// Another ticket for the same upload.
+    #[must_use]
+    pub fn ticket(&self) -> UploadTicket {
+        UploadTicket { state: self.0.subscribe() }
+    }
+
+    /// True while somebody has a ticket.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.0.receiver_count() != 0
+    }
+
+    /// Waits until nobody has a ticket. New ones may be made meanwhile: ask [`Self::is_held`] under the lock that makes
+    /// them.
+    pub async fn released(&self) {
+        self.0.closed().await;
+    }
+
     /// Wakes all who wait.
     pub fn fulfil(&self, receipt: Receipt) {
         self.0.send_replace(Some(receipt));
+    }
+
+    /// The receipt, once fulfilled.
+    #[must_use]
+    pub fn receipt(&self) -> Option<Receipt> {
+        *self.0.borrow()
     }
 }
 

@@ -1,0 +1,178 @@
+//! Sends sealed packs to the store until it has them, however long that takes, and lets go of their files afterwards.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tracing::warn;
+
+use super::pack_cache::PackCache;
+use super::pack_listing;
+use super::staging::{PackBody, StagedPack, Staging, file_name};
+use crate::base::time::Clock;
+use crate::rt::{Gate, SemaphoreLimit, Spawner, run_blocking};
+use crate::store::block::Receipt;
+use crate::store::device::Directory;
+use crate::store::object::ImmutableObjectStore;
+use crate::store::{Error, Kind, Result, keys};
+
+/// Waits between attempts: short at first, since the wrappers below have done their own repeating already.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+
+/// The uploads of one store.
+pub(super) struct Uploads {
+    pub(super) objects: Arc<dyn ImmutableObjectStore>,
+    pub(super) directory: Arc<dyn Directory>,
+    pub(super) staging: Arc<Staging>,
+    pub(super) cache: Option<Arc<PackCache>>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) spawner: Arc<dyn Spawner>,
+    /// Bytes of packs in memory for sending.
+    pub(super) permits: SemaphoreLimit,
+    pub(super) gate: Gate,
+    pub(super) progress: Progress,
+}
+
+/// What became of the uploads so far.
+pub(super) struct Progress {
+    /// Packs sealed and not acknowledged.
+    waiting: AtomicU64,
+    changed: Notify,
+    last_error: Mutex<Option<String>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: AtomicU64::new(0),
+            changed: Notify::new(),
+            last_error: Mutex::default(),
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// Waits until every sealed pack is acknowledged, or uploads were stopped.
+    pub(super) async fn all_acknowledged(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.waiting.load(Ordering::Acquire) == 0 || *self.stop.borrow() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// What the last attempt failed with, until one succeeds.
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends all tasks at their next await.
+    pub(super) fn stop(&self) {
+        self.stop.send_replace(true);
+        self.changed.notify_waiters();
+    }
+
+    /// Completes when [`Self::stop`] was called.
+    pub(super) async fn stopped(&self) {
+        // The sender is a field of ours: it outlives this call.
+        let _ = self.stop.subscribe().wait_for(|&stop| stop).await;
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
+    fn note(&self, error: Option<String>) {
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
+    }
+}
+
+impl Uploads {
+    /// Sends `pack` in the background.
+    pub(super) fn start(self: &Arc<Self>, pack: Arc<StagedPack>) {
+        let Some(pass) = self.gate.enter() else { return };
+        self.progress.waiting.fetch_add(1, Ordering::AcqRel);
+        let uploads = self.clone();
+        let work = async move {
+            let _pass = pass;
+            tokio::select! {
+                () = uploads.send_and_release(pack) => {}
+                () = uploads.progress.stopped() => {}
+            }
+        };
+        self.spawner.spawn("upload pack", Box::pin(work));
+    }
+
+    async fn send_and_release(&self, pack: Arc<StagedPack>) {
+        self.send(&pack).await;
+        self.progress.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.progress.changed.notify_waiters();
+        // The file stays until whoever waited has made the pack's blocks known: after a crash it is all that says
+        // where they are.
+        loop {
+            pack.released().await;
+            if self.staging.release(&pack) {
+                break;
+            }
+        }
+        let (directory, cache) = (self.directory.clone(), self.cache.clone());
+        run_blocking(&*self.spawner, "release staged pack", move || {
+            let name = file_name(pack.id);
+            let adopted = cache.is_some_and(|cache| cache.adopt(pack.id, &name, pack.len()));
+            if !adopted && let Err(error) = directory.remove(&name) {
+                warn!(pack = %pack.id, %error, "remove staged pack");
+            }
+        })
+        .await;
+    }
+
+    async fn send(&self, pack: &Arc<StagedPack>) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let error = match self.attempt(pack).await {
+                Ok(receipt) => {
+                    self.progress.note(None);
+                    pack.fulfil(receipt);
+                    return;
+                }
+                Err(error) => error,
+            };
+            warn!(pack = %pack.id, %error, retry_in_ms = backoff.as_millis() as u64, "upload pack");
+            self.progress.note(Some(error.to_string()));
+            self.clock.sleep(backoff).await;
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Holds the permit and the body only while it sends.
+    async fn attempt(&self, pack: &Arc<StagedPack>) -> Result<Receipt> {
+        let _permit = self.permits.acquire(pack.len()).await;
+        let reader = pack.clone();
+        let body = run_blocking(&*self.spawner, "read staged pack", move || reader.body()).await?;
+        let key = keys::pack(pack.id);
+        match self.objects.put_new(&key, body.bytes.clone()).await {
+            Ok(_) => Ok(body.receipt),
+            // The name is ours alone: an earlier attempt, perhaps of an earlier process, has stored it.
+            Err(error) if error.kind == Kind::Precondition => self.compare(pack, &body).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Accepts the stored pack of our name if all our frames are in it where we say. It may hold more: frames that were
+    /// sent before a power cut took them from the local disk.
+    async fn compare(&self, pack: &StagedPack, body: &PackBody) -> Result<Receipt> {
+        let key = keys::pack(pack.id);
+        let len = self.objects.head(&key).await?.len;
+        let stored = pack_listing::read_directory(&*self.objects, pack.id, len).await?;
+        let pairs = body.entries.iter().zip(&stored.entries);
+        let all_there = body.entries.len() <= stored.entries.len() && pairs.into_iter().all(|(a, b)| a == b);
+        if !all_there {
+            return Err(Error::new(Kind::Corrupt, format!("put {key}: exists and holds other blocks")));
+        }
+        Ok(stored.receipt)
+    }
+}
