@@ -84,7 +84,7 @@ impl BlobStore for InMemoryBlobStore {
 
     async fn list(
         &self,
-        visit: &mut (dyn FnMut(&BlobKey, BlobStat) -> ControlFlow<()> + Send),
+        visit: &mut (dyn for<'a> FnMut(&'a BlobKey, BlobStat) -> ControlFlow<()> + Send),
     ) -> Result<()> {
         let blobs = self.blobs().clone();
         for (key, content) in &blobs {

@@ -99,26 +99,32 @@ impl Uploads {
         let uploads = self.clone();
         let work = async move {
             let _pass = pass;
-            tokio::select! {
-                () = uploads.send_and_release(pack) => {}
-                () = uploads.progress.stopped() => {}
+            let is_released = tokio::select! {
+                () = uploads.send_until_released(&pack) => true,
+                () = uploads.progress.stopped() => false,
+            };
+            if is_released {
+                uploads.let_file_go(pack).await;
             }
         };
         self.spawner.spawn("upload pack", Box::pin(work));
     }
 
-    async fn send_and_release(&self, pack: Arc<StagedPack>) {
-        self.send(&pack).await;
+    async fn send_until_released(&self, pack: &Arc<StagedPack>) {
+        self.send(pack).await;
         self.progress.waiting.fetch_sub(1, Ordering::AcqRel);
         self.progress.changed.notify_waiters();
         // The file stays until whoever waited has made the pack's blocks known: after a crash it is all that says
         // where they are.
         loop {
             pack.released().await;
-            if self.staging.release(&pack) {
+            if self.staging.release(pack) {
                 break;
             }
         }
+    }
+
+    async fn let_file_go(&self, pack: Arc<StagedPack>) {
         let (directory, cache) = (self.directory.clone(), self.cache.clone());
         run_blocking(&*self.spawner, "release staged pack", move || {
             let name = file_name(pack.id);

@@ -84,6 +84,8 @@ pub trait BlobStore: Send + Sync + 'static {
     async fn clone_as(&self, from: &BlobKey, to: &BlobKey) -> Result<()>;
 
     /// Visits all blobs in the order of their keys.
-    async fn list(&self, visit: &mut (dyn FnMut(&BlobKey, BlobStat) -> ControlFlow<()> + Send))
-    -> Result<()>;
+    async fn list(
+        &self,
+        visit: &mut (dyn for<'a> FnMut(&'a BlobKey, BlobStat) -> ControlFlow<()> + Send),
+    ) -> Result<()>;
 }
