@@ -1,0 +1,6 @@
+//! The committer over real ports: order, visibility, durability, and what a crash may cost.
+
+#[path = "commit/local.rs"]
+mod local;
+#[path = "commit/support.rs"]
+mod support;
