@@ -337,3 +337,32 @@ async fn a_probe_of_an_unreachable_store_says_so() {
     let result = probe_conditional_writes(&store, WriterId(1), &SeededRandom::new(9)).await;
     assert_eq!(result.expect_err("writes are denied").kind, Kind::Denied);
 }
+
+/// A server that takes any checksum would make the tests above prove less than they say.
+#[tokio::test]
+async fn the_test_server_refuses_a_wrong_checksum() {
+    use aws_sdk_s3::config::{BehaviorVersion, Config, Credentials, Region};
+    let server = server();
+    let config = Config::builder()
+        .behavior_version(BehaviorVersion::latest())
+        .credentials_provider(Credentials::new(s3::ACCESS_KEY, s3::SECRET_KEY, None, None, "test"))
+        .region(Region::new(s3::REGION))
+        .retry_config(aws_sdk_s3::config::retry::RetryConfig::disabled())
+        .endpoint_url(server.endpoint())
+        .force_path_style(true);
+    let client = aws_sdk_s3::Client::from_conf(config.build());
+    let put = || client.put_object().bucket(BUCKET).key("a").body(BODY.into());
+    for request in [
+        put().checksum_crc32("AAAAAA=="),
+        put().checksum_crc32_c("AAAAAA=="),
+        put().checksum_sha256("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        put().content_md5("AAAAAAAAAAAAAAAAAAAAAA=="),
+    ] {
+        let error = request.send().await.expect_err("the checksum is wrong");
+        let code = error.as_service_error().and_then(|error| error.meta().code().map(str::to_owned));
+        assert_eq!(code.as_deref(), Some("BadDigest"));
+    }
+    put().checksum_crc32("LjIYzg==").send().await.expect_err("another content's");
+    put().send().await.expect("the client's own checksum is right");
+    assert_eq!(server.objects().list(BUCKET), [("a".to_owned(), BODY.len() as u64)]);
+}

@@ -73,7 +73,7 @@ struct Answer<'a> {
 impl Answer<'_> {
     fn kind(&self) -> Kind {
         match self.code {
-            "NoSuchKey" | "NoSuchBucket" | "NotFound" => return Kind::NotFound,
+            "NoSuchKey" | "NoSuchBucket" | "InvalidBucketName" | "NotFound" => return Kind::NotFound,
             "SlowDown" | "TooManyRequests" | "ThrottlingException" | "RequestLimitExceeded" => {
                 return Kind::Throttled;
             }
@@ -112,7 +112,7 @@ impl Answer<'_> {
     }
 
     fn describe(&self, bucket: &str) -> String {
-        if self.code == "NoSuchBucket" {
+        if matches!(self.code, "NoSuchBucket" | "InvalidBucketName") {
             return format!("no such bucket: {bucket}");
         }
         if matches!(self.status, 301 | 307)
@@ -155,6 +155,7 @@ mod tests {
         for (status, code, expected) in [
             (404, "NoSuchKey", Kind::NotFound),
             (404, "", Kind::NotFound),
+            (400, "InvalidBucketName", Kind::NotFound),
             (403, "InvalidAccessKeyId", Kind::Denied),
             (403, "SignatureDoesNotMatch", Kind::Denied),
             (400, "ExpiredToken", Kind::Denied),
