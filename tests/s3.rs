@@ -1,5 +1,7 @@
 //! The S3 store against a server that misbehaves: classes of errors, lost answers, damaged bodies, what is counted.
 
+#![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +16,8 @@ use gravitonfs::store::object::{Fencing, ImmutableObjectStore, MutableObjectStor
 use gravitonfs::store::probe::{probe_conditional_writes, probe_conditional_writes_briefly};
 use gravitonfs::store::{Error, Kind};
 
+#[path = "s3/credentials.rs"]
+mod credentials;
 #[path = "common/s3/mod.rs"]
 mod s3;
 
@@ -138,32 +142,6 @@ async fn plain_http_is_refused_except_to_this_machine() {
         assert!(S3ObjectStore::open(with(endpoint, false), Arc::default()).await.is_ok(), "{endpoint}");
     }
     assert!(S3ObjectStore::open(with("ftp://x", true), Arc::default()).await.is_err());
-}
-
-/// The chain looks at the environment, which a test cannot change in its own process.
-#[test]
-fn without_any_credentials_the_error_is_denied() {
-    const NAME: &str = "without_any_credentials_the_error_is_denied";
-    if std::env::var_os("GRAVITONFS_TEST_CHILD").is_none() {
-        let own = std::env::current_exe().expect("this test has a path");
-        let mut child = std::process::Command::new(own);
-        child.args(["--exact", NAME, "--nocapture"]).env_clear();
-        child.env("GRAVITONFS_TEST_CHILD", "1").env("AWS_EC2_METADATA_DISABLED", "true");
-        let output = child.output().expect("run this test again");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        return;
-    }
-    let server = server();
-    let runtime = tokio::runtime::Runtime::new().expect("start a runtime");
-    runtime.block_on(async {
-        let store = open(S3Options { access_key: None, region: None, ..options(&server) }).await;
-        let error = store.get(&key("a"), None).await.expect_err("there are no credentials");
-        println!("{error}");
-        assert_eq!(error.kind, Kind::Denied, "{error}");
-        assert!(error.detail.contains("credentials"), "{error}");
-        assert_readable(&error);
-        assert!(server.requests().is_empty());
-    });
 }
 
 #[tokio::test]

@@ -27,7 +27,8 @@ const SCRATCH: &str = "~tmp";
 const SCRATCH_STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Objects as files: the key is the path below the root. Processes of one host may share the directory; over a network
-/// filesystem the conditional writes are as atomic as its link(2) and flock(2).
+/// filesystem the conditional writes are as atomic as its link(2) and flock(2). Calls are made on a tokio runtime, whose
+/// blocking threads do the work.
 pub struct DirObjectStore {
     tree: Arc<Tree>,
 }
@@ -57,13 +58,15 @@ impl DirObjectStore {
         Ok(Self { tree: Arc::new(tree) })
     }
 
-    /// Makes the directory, with missing parents, and opens it; one that exists is opened as it is.
+    /// Makes the directory, with missing parents, durably, and opens it; one that exists is opened as it is.
     pub fn create(root: impl Into<PathBuf>) -> Result<Self> {
         let root = root.into();
         let io = |error| Error::from_io(&format!("create {}", root.display()), error);
+        let missing: Vec<_> = root.ancestors().take_while(|dir| !dir.exists()).collect();
         fs::create_dir_all(&root).map_err(io)?;
-        if let Some(parent) = fs::canonicalize(&root).map_err(io)?.parent() {
-            sync_dir(parent).map_err(io)?;
+        for dir in missing {
+            let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
+            sync_dir(parent.unwrap_or(Path::new("."))).map_err(io)?;
         }
         Self::open(root)
     }

@@ -105,8 +105,8 @@ async fn of_concurrent_creates_one_succeeds(store: &dyn MutableObjectStore) {
             results.iter().zip(&bodies).filter(|(result, _)| result.is_ok()).map(|(_, body)| body).collect();
         assert_eq!(won.len(), 1, "{results:?}");
         assert_eq!(read(store, name.as_str()).await, won[0]);
-        let lost = results.into_iter().filter_map(|result| kind(result));
-        assert!(lost.into_iter().all(|kind| kind == Kind::Precondition));
+        let mut lost = results.into_iter().filter_map(kind);
+        assert!(lost.all(|kind| kind == Kind::Precondition));
     }
 }
 

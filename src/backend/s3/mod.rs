@@ -33,8 +33,9 @@ const SINGLE_PUT_BYTES_MAX: u64 = 64 * MIB;
 /// How long the server may take to answer once it has the request, and between two pieces of an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The slowest uplink that still counts as one: sending gets a second more per this many bytes.
-const SEND_BYTES_PER_SECOND_MIN: u64 = 64 * KIB;
+/// The slowest that a body may go up, in the company of those that share its uplink: sending gets a second more per
+/// this many bytes. The SDK itself gives up an upload that stands still for 20 s.
+const SEND_BYTES_PER_SECOND_MIN: u64 = 8 * KIB;
 
 /// Objects under a prefix of one bucket.
 pub struct S3ObjectStore {
@@ -132,9 +133,8 @@ impl S3ObjectStore {
         // The length is the server's word until the bytes are here: reserve at most a pack on it.
         let mut buffer = BytesMut::with_capacity(expected.min(16 * MIB) as usize);
         loop {
-            let piece = match tokio::time::timeout(ANSWER_TIMEOUT, body.next()).await {
-                Ok(piece) => piece,
-                Err(_) => return Err(timed_out(what, ANSWER_TIMEOUT)),
+            let Ok(piece) = tokio::time::timeout(ANSWER_TIMEOUT, body.next()).await else {
+                return Err(timed_out(what, ANSWER_TIMEOUT));
             };
             match piece {
                 Some(Ok(piece)) => {

@@ -24,8 +24,10 @@ const WEIGHT_BYTES_MIN: u64 = 64 * KIB;
 /// read so, and are about this long at most.
 const WEIGHT_BYTES_UNKNOWN: u64 = MIB;
 
-/// The slowest link on which a call still counts as alive: 512 kbit/s. With `wait_max` this bounds a call's time.
-const BYTES_PER_SECOND_MIN: u64 = 64 * KIB;
+/// The slowest that a call may move its bytes, in the company of those that share its link: an uplink of 1 Mbit/s and
+/// eight packs under way. Bounds a call's time together with `wait_max`; a link that moves nothing is noticed by the
+/// store long before.
+const BYTES_PER_SECOND_MIN: u64 = 8 * KIB;
 
 /// Bounds of [`Limit`].
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +36,7 @@ pub struct Limits {
     pub upload_bytes_max: u64,
     /// Bytes being received at any time; one larger read passes alone.
     pub download_bytes_max: u64,
-    /// How long a call may take that moves no bytes; others get a second more per 64 KiB. Waiting for
+    /// How long a call may take that moves no bytes; others get a second more per 8 KiB. Waiting for
     /// one's turn does not count.
     pub wait_max: Duration,
 }
@@ -265,12 +267,12 @@ mod tests {
         let key = keys::superblock();
         let mut stuck = pin!(limit.put_new(&key, mib(2)));
         assert!(poll_immediate(&mut stuck).await.is_none());
-        clock.advance(Duration::from_secs(30 + 31));
-        assert!(poll_immediate(&mut stuck).await.is_none(), "2 MiB may take 32 s longer than none");
+        clock.advance(Duration::from_secs(30 + 255));
+        assert!(poll_immediate(&mut stuck).await.is_none(), "2 MiB may take 256 s longer than none");
         clock.advance(Duration::from_secs(1));
         let error = stuck.await.expect_err("time is up");
         assert_eq!(error.kind, Kind::Unavailable);
-        assert_eq!(error.detail, "put superblock: no answer within 62 s");
+        assert_eq!(error.detail, "put superblock: no answer within 286 s");
         slow.gate.add_permits(1);
         limit.put_new(&key, mib(2)).await.expect("the permits are back");
     }
