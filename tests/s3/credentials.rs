@@ -20,7 +20,8 @@ fn run_again(name: &str, environment: &[(&str, &str)]) {
     let server = server();
     let mut child = Command::new(std::env::current_exe().expect("this test has a path"));
     child.args(["--exact", &format!("credentials::{name}"), "--nocapture"]).env_clear();
-    child.env(CHILD, server.endpoint()).env("AWS_EC2_METADATA_DISABLED", "true");
+    child.env(CHILD, server.endpoint()).env("AWS_ENDPOINT_URL_S3", server.endpoint());
+    child.env("AWS_EC2_METADATA_DISABLED", "true");
     let output = child.envs(environment.iter().copied()).output().expect("run this test again");
     let stdout = String::from_utf8_lossy(&output.stdout);
     assert!(stdout.contains("1 passed"), "{stdout}{}", String::from_utf8_lossy(&output.stderr));
@@ -205,6 +206,62 @@ fn without_any_credentials_the_error_is_denied() {
     assert_eq!(error.kind, Kind::Denied, "{error}");
     assert!(error.detail.contains("no credentials found"), "{error}");
     assert_readable(&error);
+}
+
+#[test]
+fn a_single_sign_on_session_is_exchanged_for_keys() {
+    use s3s::crypto::{Checksum, Sha1};
+    let Some(endpoint) = second_run() else {
+        let home = tempfile::tempdir().expect("make a directory");
+        let cache = home.path().join(".aws/sso/cache");
+        std::fs::create_dir_all(&cache).expect("make the cache of sessions");
+        let start = "https://example.awsapps.com/start";
+        let profile = format!(
+            "[profile session]\nsso_start_url = {start}\nsso_region = us-east-1\n\
+             sso_account_id = 123456789012\nsso_role_name = role\n"
+        );
+        std::fs::write(home.path().join(".aws/config"), profile).expect("write");
+        let name: String =
+            Sha1::checksum(start.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+        let session = format!(r#"{{"accessToken":"t","expiresAt":"{EXPIRES}","startUrl":"{start}"}}"#);
+        std::fs::write(cache.join(format!("{name}.json")), session).expect("write");
+        let keys = format!(
+            r#"{{"roleCredentials":{{"accessKeyId":"{}","secretAccessKey":"{}","sessionToken":"session",
+               "expiration":32472144000000}}}}"#,
+            s3::ACCESS_KEY,
+            s3::SECRET_KEY
+        );
+        let sso = fake(vec![("GET /federation/credentials", keys)]);
+        let environment = [
+            ("HOME", home.path().to_str().expect("temporary names are ASCII")),
+            ("AWS_ENDPOINT_URL_SSO", &sso),
+        ];
+        return run_again("a_single_sign_on_session_is_exchanged_for_keys", &environment);
+    };
+    put(endpoint, Some("session")).expect("put");
+}
+
+/// Over TLS, which the absence of an endpoint in the options stands for, bodies are not hashed for the signature:
+/// the server must take that too.
+#[test]
+fn bodies_need_no_hash_in_the_signature() {
+    if second_run().is_none() {
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", s3::ACCESS_KEY),
+            ("AWS_SECRET_ACCESS_KEY", s3::SECRET_KEY),
+            ("AWS_REGION", s3::REGION),
+        ];
+        return run_again("bodies_need_no_hash_in_the_signature", &environment);
+    }
+    let large = bytes::Bytes::from(vec![7; 65 << 20]);
+    let runtime = tokio::runtime::Runtime::new().expect("start a runtime");
+    runtime.block_on(async {
+        let options =
+            S3Options { bucket: super::BUCKET.to_owned(), path_style: true, ..S3Options::default() };
+        let store = open(options).await;
+        store.put_new(&key("small"), BODY).await.expect("put");
+        store.put_new(&key("large"), large).await.expect("put in parts");
+    });
 }
 
 /// The endpoint may be in the environment too, and is held to the same rule.

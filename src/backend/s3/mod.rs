@@ -43,6 +43,8 @@ pub struct S3ObjectStore {
     bucket: String,
     /// Prefix of all keys: "" or ending in `/`.
     prefix: String,
+    /// Signatures cover the SHA-256 of a body only where TLS does not protect it; its CRC32 they always cover.
+    sign_bodies: bool,
     counters: Arc<RequestCounters>,
     fencing: OnceLock<Fencing>,
 }
@@ -78,7 +80,9 @@ impl S3ObjectStore {
             "" => String::new(),
             prefix => format!("{prefix}/"),
         };
-        Ok(Self { client, bucket: options.bucket, prefix, counters, fencing: OnceLock::new() })
+        let sign_bodies = options.endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let fencing = OnceLock::new();
+        Ok(Self { client, bucket: options.bucket, prefix, sign_bodies, counters, fencing })
     }
 
     /// Notes what the probe found out about this server; before that the store answers `Lease`, the cautious
@@ -123,8 +127,14 @@ impl S3ObjectStore {
             .set_if_none_match(condition.if_none_match())
             .set_if_match(condition.if_match())
             .body(ByteStream::from(body));
+        let request = async {
+            match self.sign_bodies {
+                true => request.send().await,
+                false => request.customize().disable_payload_signing().send().await,
+            }
+        };
         let what = format!("put {key}");
-        let answer = self.send(&what, RequestKind::Put, len, request.send()).await?;
+        let answer = self.send(&what, RequestKind::Put, len, request).await?;
         Ok(ObjectMeta { key: key.clone(), len, etag: etag(&what, answer.e_tag)? })
     }
 
