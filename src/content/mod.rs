@@ -1,5 +1,6 @@
 //! The bytes of one file: cutting, packing, uploading, fetching, caching.
 
+pub mod block_cache;
 pub mod chunker;
 mod fetch;
 pub mod frame;
@@ -9,6 +10,7 @@ pub mod pack_cache;
 mod pack_listing;
 pub mod pack_reader;
 pub mod pack_writer;
+pub mod single;
 pub mod spill;
 mod staging;
 mod upload;

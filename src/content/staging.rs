@@ -291,9 +291,9 @@ impl Staging {
         if sync.failed {
             return Err(Error::new(Kind::Internal, "sync staged packs: an earlier sync failed"));
         }
-        // Copied before the names are synced: a pack begun later is not this call's business.
-        let waiting = |pack: &&Arc<StagedPack>| pack.receipt().is_none();
-        let packs: Vec<_> = self.state().packs.values().filter(waiting).cloned().collect();
+        // Copied before the names are synced: a pack begun later is not this call's business. Acknowledged packs too:
+        // until their blocks are committed, the local files are all that says where they are.
+        let packs: Vec<_> = self.state().packs.values().cloned().collect();
         let names = self.names_made.load(Ordering::Acquire);
         let all = || -> Result<()> {
             if sync.names != names {

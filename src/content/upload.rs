@@ -44,6 +44,15 @@ pub(super) struct Progress {
     stop: watch::Sender<bool>,
 }
 
+/// How long to wait after the next failure.
+pub(super) struct Backoff(Duration);
+
+impl Backoff {
+    pub(super) fn new() -> Self {
+        Self(BACKOFF_MIN)
+    }
+}
+
 impl Progress {
     pub(super) fn new() -> Self {
         Self {
@@ -86,7 +95,28 @@ impl Progress {
         *self.stop.borrow()
     }
 
-    fn note(&self, error: Option<String>) {
+    /// Counts one upload more to wait for.
+    pub(super) fn begun(&self) {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Counts one less.
+    pub(super) fn done(&self) {
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        self.changed.notify_waiters();
+    }
+
+    /// Reports a failed attempt and waits before the next: also after errors that no repetition cures by itself,
+    /// because credentials and full buckets are put right by people, and what is staged must not be lost meanwhile.
+    pub(super) async fn pause_after(&self, error: &Error, backoff: &mut Backoff, clock: &dyn Clock) {
+        let wait = backoff.0;
+        warn!(%error, retry_in_ms = wait.as_millis() as u64, "upload");
+        self.note(Some(error.to_string()));
+        clock.sleep(wait).await;
+        backoff.0 = (wait * 2).min(BACKOFF_MAX);
+    }
+
+    pub(super) fn note(&self, error: Option<String>) {
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = error;
     }
 }
@@ -95,7 +125,7 @@ impl Uploads {
     /// Sends `pack` in the background.
     pub(super) fn start(self: &Arc<Self>, pack: Arc<StagedPack>) {
         let Some(pass) = self.gate.enter() else { return };
-        self.progress.waiting.fetch_add(1, Ordering::AcqRel);
+        self.progress.begun();
         let uploads = self.clone();
         let work = async move {
             let _pass = pass;
@@ -112,8 +142,7 @@ impl Uploads {
 
     async fn send_until_released(&self, pack: &Arc<StagedPack>) {
         self.send(pack).await;
-        self.progress.waiting.fetch_sub(1, Ordering::AcqRel);
-        self.progress.changed.notify_waiters();
+        self.progress.done();
         // The file stays until whoever waited has made the pack's blocks known: after a crash it is all that says
         // where they are.
         loop {
@@ -137,20 +166,15 @@ impl Uploads {
     }
 
     async fn send(&self, pack: &Arc<StagedPack>) {
-        let mut backoff = BACKOFF_MIN;
+        let mut backoff = Backoff::new();
         loop {
-            let error = match self.attempt(pack).await {
+            match self.attempt(pack).await {
                 Ok(receipt) => {
                     self.progress.note(None);
-                    pack.fulfil(receipt);
-                    return;
+                    return pack.fulfil(receipt);
                 }
-                Err(error) => error,
-            };
-            warn!(pack = %pack.id, %error, retry_in_ms = backoff.as_millis() as u64, "upload pack");
-            self.progress.note(Some(error.to_string()));
-            self.clock.sleep(backoff).await;
-            backoff = (backoff * 2).min(BACKOFF_MAX);
+                Err(error) => self.progress.pause_after(&error, &mut backoff, &*self.clock).await,
+            }
         }
     }
 
