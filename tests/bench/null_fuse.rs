@@ -35,6 +35,8 @@ pub fn serve(mountpoint: &Path) -> io::Result<()> {
         MountOption::DefaultPermissions,
     ];
     config.acl = SessionACL::All;
+    config.n_threads = Some(2);
+    config.clone_fd = true;
     fuser::mount(NullFs::new(), mountpoint, &config)
 }
 
@@ -136,7 +138,6 @@ impl Filesystem for NullFs {
             let _ = config.add_capabilities(flag);
         }
         let _ = config.set_max_background(64);
-        let _ = config.set_congestion_threshold(48);
         Ok(())
     }
 
