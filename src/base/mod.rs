@@ -9,4 +9,5 @@ pub mod name;
 pub mod range;
 pub mod range_set;
 pub mod size;
+pub mod sync;
 pub mod time;

@@ -1,0 +1,526 @@
+//! What has been written to one file and is not committed: hot bytes in memory, sealed bytes in staged blocks.
+//!
+//! Reads look here first, then at the committed content. A *seal* freezes the hot bytes of one moment together with the
+//! size and time of that moment, so that what is published later is the file as it was then, never a mixture
+//! (rule R2). Whatever discards bytes cuts hot bytes and seals alike (rule R10).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::extent_map::{Cut, ExtentMap};
+use crate::base::range::ByteRange;
+use crate::base::range_set::RangeSet;
+use crate::base::time::Timestamp;
+use crate::store::block::BlockTicket;
+
+/// Appended bytes are gathered in one buffer up to this many, so that a program that writes byte by byte does not
+/// cost a map entry each. Equals the largest write the kernel sends.
+const RUN_BYTES_MAX: usize = 1 << 20;
+
+/// Part of the overlay, as the map holds it.
+#[derive(Clone, Debug)]
+enum Piece {
+    /// Written, in memory only. `version` tells bytes written before a seal was frozen from later ones.
+    Hot { data: Bytes, version: u64, at: Duration },
+    /// In a staged block, from `skip` on.
+    Staged { ticket: BlockTicket, skip: u32, seal: u64 },
+    /// Allocated, reads as zeros; `seal` is None until it is frozen.
+    Unwritten { seal: Option<u64> },
+}
+
+impl Cut for Piece {
+    fn cut(&self, part: ByteRange) -> Self {
+        match self {
+            Self::Hot { data, version, at } => {
+                let data = data.slice(part.start as usize..part.end as usize);
+                Self::Hot { data, version: *version, at: *at }
+            }
+            Self::Staged { ticket, skip, seal } => {
+                let skip = skip + u32::try_from(part.start).expect("a piece lies within one block");
+                Self::Staged { ticket: ticket.clone(), skip, seal: *seal }
+            }
+            Self::Unwritten { seal } => Self::Unwritten { seal: *seal },
+        }
+    }
+}
+
+/// Where bytes of a read come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Memory(Bytes),
+    /// From `skip` on of a staged block; the ticket keeps it readable.
+    Block(BlockTicket, u32),
+    Zeros,
+}
+
+/// Where sealed bytes are.
+#[derive(Clone, Debug)]
+pub enum Sealed {
+    Block { ticket: BlockTicket, skip: u32 },
+    Unwritten,
+}
+
+impl Cut for Sealed {
+    fn cut(&self, part: ByteRange) -> Self {
+        match self {
+            Self::Block { ticket, skip } => {
+                let skip = skip + u32::try_from(part.start).expect("a slice lies within one block");
+                Self::Block { ticket: ticket.clone(), skip }
+            }
+            Self::Unwritten => Self::Unwritten,
+        }
+    }
+}
+
+/// The file's new content as of one moment, relative to the seal before it.
+#[derive(Clone, Debug)]
+pub struct Seal {
+    pub number: u64,
+    pub extents: ExtentMap<Sealed>,
+    /// Size of the file once this seal is published.
+    pub size: u64,
+    /// Time of the last write it holds.
+    pub touched: Timestamp,
+}
+
+/// Hot bytes handed out to be staged.
+#[derive(Debug)]
+pub struct Frozen {
+    pub runs: Vec<Run>,
+    pub unwritten: Vec<ByteRange>,
+    version: u64,
+    /// Size and time of last write when the bytes were handed out.
+    size: u64,
+    touched: Option<Timestamp>,
+    /// Size that is committed or sealed already.
+    size_before: u64,
+}
+
+/// Contiguous hot bytes.
+#[derive(Debug)]
+pub struct Run {
+    pub start: u64,
+    pub data: Vec<Bytes>,
+    /// When its oldest byte was written.
+    pub oldest: Duration,
+}
+
+impl Run {
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.data.iter().map(|data| data.len() as u64).sum()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+}
+
+/// Bytes appended since the last piece was closed.
+#[derive(Debug)]
+struct OpenRun {
+    start: u64,
+    buf: Vec<u8>,
+    at: Duration,
+}
+
+impl OpenRun {
+    fn range(&self) -> ByteRange {
+        ByteRange::at(self.start, self.buf.len() as u64)
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Overlay {
+    size: u64,
+    allocated: u64,
+    touched: Option<Timestamp>,
+    pieces: ExtentMap<Piece>,
+    open: Option<OpenRun>,
+    seals: VecDeque<Seal>,
+    next_seal: u64,
+    version: u64,
+    hot_bytes: u64,
+    /// What was discarded, and how short the file was, since bytes were handed out by `freeze`.
+    cut_since_freeze: Option<(RangeSet, u64)>,
+}
+
+impl Overlay {
+    /// An overlay over committed content of `size` bytes of which `allocated` are not hole. `first_seal` is above all
+    /// seals the inode ever had on this machine.
+    #[must_use]
+    pub fn new(size: u64, allocated: u64, first_seal: u64) -> Self {
+        Self {
+            size,
+            allocated,
+            touched: None,
+            pieces: ExtentMap::default(),
+            open: None,
+            seals: VecDeque::new(),
+            next_seal: first_seal,
+            version: 0,
+            hot_bytes: 0,
+            cut_since_freeze: None,
+        }
+    }
+
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes of committed content and overlay together that are not hole.
+    #[must_use]
+    pub fn allocated(&self) -> u64 {
+        self.allocated
+    }
+
+    /// Time of the last write that is not committed.
+    #[must_use]
+    pub fn touched(&self) -> Option<Timestamp> {
+        self.touched
+    }
+
+    /// Forgets the time of writes so far: it has been set by hand since.
+    pub fn clear_touched(&mut self, touched: Timestamp) {
+        self.touched = None;
+        self.seals.iter_mut().for_each(|seal| seal.touched = touched);
+    }
+
+    /// Bytes that are only in memory.
+    #[must_use]
+    pub fn hot_bytes(&self) -> u64 {
+        self.hot_bytes
+    }
+
+    /// True if something waits to be sealed.
+    #[must_use]
+    pub fn has_unsealed(&self, committed_size: u64) -> bool {
+        self.hot_bytes > 0
+            || self.pieces.iter().any(|(_, piece)| matches!(piece, Piece::Unwritten { seal: None }))
+            || self.seals.back().map_or(committed_size, |seal| seal.size) != self.size
+    }
+
+    /// True if nothing here differs from what is committed.
+    #[must_use]
+    pub fn is_clean(&self, committed_size: u64) -> bool {
+        self.pieces.is_empty() && self.open.is_none() && self.seals.is_empty() && self.size == committed_size
+    }
+
+    #[must_use]
+    pub fn seals(&self) -> &VecDeque<Seal> {
+        &self.seals
+    }
+
+    /// Writes `data` at `offset`. `uncovered` tells how many bytes of a range are hole in the committed content.
+    pub fn write(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        when: (Timestamp, Duration),
+        uncovered: &mut dyn FnMut(ByteRange) -> u64,
+    ) {
+        let range = ByteRange::at(offset, data.len() as u64);
+        if range.is_empty() {
+            return;
+        }
+        self.touched = Some(when.0);
+        self.allocated += self.growth(range, uncovered);
+        self.size = self.size.max(range.end);
+        if self.append(range, data, when.1) {
+            return;
+        }
+        self.close_run();
+        self.discard_hot(range);
+        self.hot_bytes += range.len();
+        if data.len() < RUN_BYTES_MAX / 4 {
+            self.pieces.remove(range);
+            let mut buf = Vec::with_capacity((2 * data.len()).clamp(4096, RUN_BYTES_MAX));
+            buf.extend_from_slice(data);
+            self.open = Some(OpenRun { start: offset, buf, at: when.1 });
+        } else {
+            self.version += 1;
+            let (data, version) = (Bytes::copy_from_slice(data), self.version);
+            self.pieces.insert(range, Piece::Hot { data, version, at: when.1 });
+        }
+    }
+
+    /// Adds to the open run if `range` continues it.
+    fn append(&mut self, range: ByteRange, data: &[u8], _at: Duration) -> bool {
+        let Some(open) = &mut self.open else { return false };
+        let fits = open.buf.len() + data.len() <= RUN_BYTES_MAX;
+        if open.range().end != range.start || !fits {
+            return false;
+        }
+        open.buf.extend_from_slice(data);
+        self.discard_hot(range);
+        self.pieces.remove(range);
+        self.hot_bytes += range.len();
+        true
+    }
+
+    /// Bytes of `range` that become allocated when it is filled.
+    fn growth(&self, range: ByteRange, uncovered: &mut dyn FnMut(ByteRange) -> u64) -> u64 {
+        let open = self.open.as_ref().map_or(ByteRange::new(0, 0), OpenRun::range);
+        let outside = |gap: &ByteRange| {
+            [
+                ByteRange::new(gap.start, gap.end.min(open.start)),
+                ByteRange::new(gap.start.max(open.end), gap.end),
+            ]
+        };
+        let gaps = self.pieces.gaps(range);
+        if open.is_empty() {
+            return gaps.into_iter().map(uncovered).sum();
+        }
+        gaps.iter().flat_map(outside).filter(|part| !part.is_empty()).map(uncovered).sum()
+    }
+
+    fn close_run(&mut self) {
+        let Some(run) = self.open.take() else { return };
+        self.version += 1;
+        let (range, version) = (run.range(), self.version);
+        self.pieces.insert(range, Piece::Hot { data: Bytes::from(run.buf), version, at: run.at });
+    }
+
+    /// Takes hot bytes of closed pieces in `range` off the count.
+    fn discard_hot(&mut self, range: ByteRange) {
+        let hot = self.pieces.overlaps(range).filter(|(_, piece)| matches!(piece, Piece::Hot { .. }));
+        self.hot_bytes -= hot.map(|(part, _)| part.len()).sum::<u64>();
+    }
+
+    /// What the overlay holds of `window`, ascending; the gaps are committed content.
+    #[must_use]
+    pub fn read(&self, window: ByteRange) -> Vec<(ByteRange, Source)> {
+        let mut found: Vec<_> = self
+            .pieces
+            .overlaps(window)
+            .map(|(range, piece)| match piece {
+                Piece::Hot { data, .. } => (range, Source::Memory(data)),
+                Piece::Staged { ticket, skip, .. } => (range, Source::Block(ticket, skip)),
+                Piece::Unwritten { .. } => (range, Source::Zeros),
+            })
+            .collect();
+        if let Some(open) = &self.open {
+            let part = open.range().intersect(&window);
+            if !part.is_empty() {
+                let relative = (part.start - open.start) as usize..(part.end - open.start) as usize;
+                let data = Bytes::copy_from_slice(open.buf.get(relative).unwrap_or_default());
+                let at = found.partition_point(|(range, _)| range.start < part.start);
+                found.insert(at, (part, Source::Memory(data)));
+            }
+        }
+        found
+    }
+
+    /// True for ranges that are data for SEEK_DATA: all but allocated zeros.
+    #[must_use]
+    pub fn data_ranges(&self, window: ByteRange) -> Vec<(ByteRange, bool)> {
+        self.read(window)
+            .into_iter()
+            .map(|(range, source)| (range, !matches!(source, Source::Zeros)))
+            .collect()
+    }
+
+    /// Allocates `range` where nothing is: what is written or committed there stays (`committed_gaps` are the holes).
+    pub fn allocate(&mut self, committed_gaps: &[ByteRange], size: u64, touched: Timestamp) {
+        self.close_run();
+        self.touched = Some(touched);
+        self.size = self.size.max(size);
+        for gap in committed_gaps {
+            for part in self.pieces.gaps(*gap) {
+                self.allocated += part.len();
+                self.pieces.insert(part, Piece::Unwritten { seal: None });
+            }
+        }
+    }
+
+    /// Sets the size without writing; what lies beyond is discarded everywhere.
+    pub fn truncate(&mut self, size: u64, touched: Timestamp) {
+        self.close_run();
+        self.touched = Some(touched);
+        if size < self.size {
+            self.discard(ByteRange::new(size, u64::MAX));
+            self.seals.iter_mut().for_each(|seal| seal.size = seal.size.min(size));
+            if let Some((_, limit)) = &mut self.cut_since_freeze {
+                *limit = size.min(*limit);
+            }
+        }
+        self.size = size;
+    }
+
+    /// Makes `range` hole here; the caller does the same to the committed content.
+    pub fn discard(&mut self, range: ByteRange) {
+        self.close_run();
+        self.discard_hot(range);
+        self.pieces.remove(range);
+        self.seals.iter_mut().for_each(|seal| seal.extents.remove(range));
+        if let Some((cut, _)) = &mut self.cut_since_freeze {
+            cut.insert(range);
+        }
+    }
+
+    /// Recounts allocated bytes after a discard: `committed` plus what the overlay fills of its holes.
+    pub fn recount(&mut self, committed: u64, uncovered: &mut dyn FnMut(ByteRange) -> u64) {
+        self.close_run();
+        self.allocated = committed + self.pieces.iter().map(|(range, _)| uncovered(range)).sum::<u64>();
+    }
+
+    /// Hands out everything that is not sealed. One hand-out at a time: it ends with [`Self::install`] or
+    /// [`Self::thaw`].
+    pub fn freeze(&mut self, committed_size: u64) -> Frozen {
+        debug_assert!(self.cut_since_freeze.is_none(), "one staging at a time");
+        self.close_run();
+        self.cut_since_freeze = Some((RangeSet::new(), u64::MAX));
+        let mut runs: Vec<Run> = Vec::new();
+        let mut unwritten = Vec::new();
+        for (range, piece) in self.pieces.iter() {
+            match piece {
+                Piece::Hot { data, at, .. } => match runs.last_mut() {
+                    Some(run) if run.start + run.len() == range.start => {
+                        run.data.push(data.clone());
+                        run.oldest = run.oldest.min(*at);
+                    }
+                    _ => runs.push(Run { start: range.start, data: vec![data.clone()], oldest: *at }),
+                },
+                Piece::Unwritten { seal: None } => unwritten.push(range),
+                Piece::Staged { .. } | Piece::Unwritten { seal: Some(_) } => {}
+            }
+        }
+        let size_before = self.seals.back().map_or(committed_size, |seal| seal.size);
+        let (version, size, touched) = (self.version, self.size, self.touched);
+        Frozen { runs, unwritten, version, size, touched, size_before }
+    }
+
+    /// Ends a hand-out whose bytes could not be staged: they stay hot.
+    pub fn thaw(&mut self) {
+        self.cut_since_freeze = None;
+    }
+
+    /// Makes the staged part of a hand-out a seal. `staged` are the blocks by file range; hot bytes of the hand-out
+    /// that they do not cover stay hot, and must all lie above them.
+    pub fn install(
+        &mut self,
+        frozen: &Frozen,
+        staged: Vec<(ByteRange, BlockTicket)>,
+        now: Timestamp,
+    ) -> &Seal {
+        let (cut, limit) = self.cut_since_freeze.take().unwrap_or_default();
+        let number = self.next_seal;
+        self.next_seal += 1;
+        let mut extents = ExtentMap::default();
+        for (range, ticket) in &staged {
+            for part in cut.gaps(*range) {
+                let skip = u32::try_from(part.start - range.start).expect("within one block");
+                extents.insert(part, Sealed::Block { ticket: ticket.clone(), skip });
+            }
+            self.replace_hot(*range, frozen.version, |part| Piece::Staged {
+                ticket: ticket.clone(),
+                skip: u32::try_from(part.start - range.start).expect("within one block"),
+                seal: number,
+            });
+        }
+        for range in &frozen.unwritten {
+            cut.gaps(*range).for_each(|part| extents.insert(part, Sealed::Unwritten));
+            self.seal_unwritten(*range, number);
+        }
+        let staged_end = staged.iter().map(|(range, _)| range.end).max().unwrap_or(0);
+        let hot_end = frozen.runs.last().map_or(0, |run| run.start + run.len());
+        // Where hot bytes were left out the file ends before them, so that no reader of the published state ever sees
+        // zeros in their place (rule R2).
+        let whole = hot_end <= staged_end;
+        let size = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
+        let touched = frozen.touched.unwrap_or(now);
+        self.seals.push_back(Seal { number, extents, size: size.min(limit), touched });
+        self.seals.back().expect("pushed just now")
+    }
+
+    /// Turns hot bytes of `range` not written since `version` into what `make` says.
+    fn replace_hot(&mut self, range: ByteRange, version: u64, make: impl Fn(ByteRange) -> Piece) {
+        let old: Vec<ByteRange> = self
+            .pieces
+            .overlaps(range)
+            .filter(|(_, piece)| matches!(piece, Piece::Hot { version: own, .. } if *own <= version))
+            .map(|(part, _)| part)
+            .collect();
+        for part in old {
+            self.hot_bytes -= part.len();
+            self.pieces.insert(part, make(part));
+        }
+    }
+
+    fn seal_unwritten(&mut self, range: ByteRange, number: u64) {
+        let open: Vec<ByteRange> = self
+            .pieces
+            .overlaps(range)
+            .filter(|(_, piece)| matches!(piece, Piece::Unwritten { seal: None }))
+            .map(|(part, _)| part)
+            .collect();
+        for part in open {
+            self.pieces.insert(part, Piece::Unwritten { seal: Some(number) });
+        }
+    }
+
+    /// Drops what seals up to `number` hold: they are committed.
+    pub fn published(&mut self, number: u64, committed_size: u64) {
+        self.seals.retain(|seal| number < seal.number);
+        self.pieces.retain(|piece| match piece {
+            Piece::Hot { .. } | Piece::Unwritten { seal: None } => true,
+            Piece::Staged { seal, .. } | Piece::Unwritten { seal: Some(seal) } => number < *seal,
+        });
+        if self.is_clean(committed_size) {
+            self.touched = None;
+        }
+    }
+
+    /// Adds a seal made elsewhere: by a copy from another file, or before a crash. Nothing may be hot.
+    pub fn adopt(&mut self, mut seal: Seal, uncovered: &mut dyn FnMut(ByteRange) -> u64) {
+        debug_assert!(self.hot_bytes == 0, "seals are in the order of writes");
+        self.next_seal = self.next_seal.max(seal.number);
+        seal.number = self.next_seal;
+        self.next_seal += 1;
+        for (range, sealed) in seal.extents.iter() {
+            self.allocated += self.growth(range, uncovered);
+            let piece = match sealed {
+                Sealed::Block { ticket, skip } => {
+                    Piece::Staged { ticket: ticket.clone(), skip: *skip, seal: seal.number }
+                }
+                Sealed::Unwritten => Piece::Unwritten { seal: Some(seal.number) },
+            };
+            self.pieces.insert(range, piece);
+        }
+        self.size = seal.size;
+        self.touched = Some(seal.touched);
+        self.seals.push_back(seal);
+    }
+
+    /// The whole content, if all of it is in memory: none of it sealed, committed or hole.
+    #[must_use]
+    pub fn whole(&self) -> Option<Vec<u8>> {
+        if !self.seals.is_empty() || self.cut_since_freeze.is_some() {
+            return None;
+        }
+        let mut content = Vec::new();
+        for (range, source) in self.read(ByteRange::new(0, u64::MAX)) {
+            let Source::Memory(data) = source else { return None };
+            if range.start != content.len() as u64 {
+                return None;
+            }
+            content.extend_from_slice(&data);
+        }
+        (content.len() as u64 == self.size).then_some(content)
+    }
+
+    /// When the oldest hot byte was written.
+    #[must_use]
+    pub fn oldest_hot(&self) -> Option<Duration> {
+        let closed = self.pieces.iter().filter_map(|(_, piece)| match piece {
+            Piece::Hot { at, .. } => Some(*at),
+            Piece::Staged { .. } | Piece::Unwritten { .. } => None,
+        });
+        closed.chain(self.open.as_ref().map(|run| run.at)).min()
+    }
+}

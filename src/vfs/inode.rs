@@ -1,0 +1,125 @@
+//! One inode in memory: its committed row, and what has been written since.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::base::attr::FileKind;
+use crate::base::ids::Ino;
+use crate::base::sync::lock;
+use crate::base::time::Timestamp;
+use crate::content::overlay::Overlay;
+use crate::content::spill::Reservation;
+use crate::store::schema::inode::InodeRow;
+
+/// An inode that the kernel, a handle or unflushed content needs in memory.
+pub(crate) struct Inode {
+    pub(crate) ino: Ino,
+    pub(crate) kind: FileKind,
+    /// Held while hot bytes are out to be staged; awaited, because staging waits for the disk.
+    pub(super) hand_out: tokio::sync::Mutex<()>,
+    /// True while in the queue of inodes with hot bytes.
+    queued: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// What an inode's lock guards. Taken in the order of `locks.rs`; never held across a wait.
+pub(crate) struct State {
+    /// As committed.
+    pub(crate) row: InodeRow,
+    /// Content and times that are not committed yet; None for all but regular files that were written to.
+    pub(crate) overlay: Option<Box<Overlay>>,
+    /// Open handles.
+    pub(crate) opens: u32,
+    /// Its rows are gone; only handles that are about to close still know it.
+    pub(crate) reaped: bool,
+    /// A run of hot bytes is being staged beside the writer.
+    pub(crate) staging: bool,
+    /// Local disk reserved for the hot bytes.
+    pub(crate) spill: Option<Reservation>,
+    /// How often content could not be staged; told once to each handle open at the time.
+    pub(crate) failures: u64,
+}
+
+impl Inode {
+    pub(crate) fn new(ino: Ino, row: InodeRow) -> Self {
+        let kind = row.kind;
+        Self {
+            ino,
+            kind,
+            hand_out: tokio::sync::Mutex::new(()),
+            queued: AtomicBool::new(false),
+            state: Mutex::new(State {
+                row,
+                overlay: None,
+                opens: 0,
+                reaped: false,
+                staging: false,
+                spill: None,
+                failures: 0,
+            }),
+        }
+    }
+
+    /// Marks it queued; true if it was.
+    pub(super) fn queue(&self) -> bool {
+        self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn unqueue(&self) {
+        self.queued.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+/// Attributes as `stat(2)` reports them: committed state and overlay.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attr {
+    pub ino: Ino,
+    pub kind: FileKind,
+    /// Permission bits, suid, sgid, sticky.
+    pub mode: u32,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub rdev: u32,
+    /// Bytes.
+    pub size: u64,
+    /// Allocated space in units of 512 bytes.
+    pub blocks: u64,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    pub btime: Timestamp,
+}
+
+impl State {
+    /// Current length in bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.overlay.as_ref().map_or(self.row.size, |overlay| overlay.size())
+    }
+
+    pub(crate) fn attr(&self, ino: Ino) -> Attr {
+        let row = &self.row;
+        let overlay = self.overlay.as_deref();
+        let allocated = overlay.map_or(row.allocated, |overlay| overlay.allocated());
+        let touched = overlay.and_then(Overlay::touched);
+        Attr {
+            ino,
+            kind: row.kind,
+            mode: row.mode,
+            nlink: row.nlink,
+            uid: row.uid,
+            gid: row.gid,
+            rdev: row.rdev,
+            size: self.size(),
+            blocks: allocated.div_ceil(512),
+            atime: row.atime,
+            mtime: touched.unwrap_or(row.mtime),
+            ctime: touched.map_or(row.ctime, |touched| touched.max(row.ctime)),
+            btime: row.btime,
+        }
+    }
+}

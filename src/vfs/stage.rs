@@ -1,0 +1,283 @@
+//! Hot bytes become staged blocks: frozen under the inode's lock, cut and hashed beside it, sealed under it again.
+//!
+//! Bytes are staged when a file has gathered a run of them, when they are a second old, when memory is short, and when
+//! somebody waits for them (fsync, sync, rename over a name, copy).
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+
+use super::Vfs;
+use super::change::Change;
+use super::error::Result;
+use super::inode::{Inode, State};
+use crate::base::range::ByteRange;
+use crate::base::sync::lock;
+use crate::content::chunker::{ChunkSizes, Chunker};
+use crate::content::overlay::{Frozen, Run};
+use crate::store::block::{Block, BlockTicket};
+use crate::store::schema::inode::ContentForm;
+use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
+
+/// Written bytes stay in memory only for this long, whatever happens.
+const HOT_AGE_MAX: Duration = Duration::from_millis(900);
+
+/// How often the age of hot bytes is looked at while there are any.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Files staged at once: one per core that cuts and hashes, and one that writes meanwhile.
+const STAGING_MAX: usize = 3;
+
+/// What to do with bytes after the last cut of a file's last run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Tail {
+    /// They stay hot: more will follow, and a cut made by content is found again by deduplication.
+    Leave,
+    /// They become a block.
+    Take,
+}
+
+/// Inodes with hot bytes, by the time of the first.
+pub(super) struct HotQueue {
+    /// Leaf lock.
+    waiting: Mutex<VecDeque<(Duration, Arc<Inode>)>>,
+    wake: Notify,
+    permits: Semaphore,
+}
+
+impl Default for HotQueue {
+    fn default() -> Self {
+        Self { waiting: Mutex::default(), wake: Notify::new(), permits: Semaphore::new(STAGING_MAX) }
+    }
+}
+
+impl HotQueue {
+    /// Has the queue looked at now.
+    pub(super) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    fn push(&self, since: Duration, inode: &Arc<Inode>) {
+        let mut waiting = lock(&self.waiting);
+        waiting.push_back((since, Arc::clone(inode)));
+        if waiting.len() == 1 {
+            self.wake();
+        }
+    }
+
+    /// Takes those that have waited since before `until`.
+    fn due(&self, until: Duration) -> Vec<Arc<Inode>> {
+        let mut waiting = lock(&self.waiting);
+        let due = waiting.iter().take_while(|(since, _)| *since <= until).count();
+        waiting.drain(..due).map(|(_, inode)| inode).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.waiting).is_empty()
+    }
+}
+
+impl Vfs {
+    /// Queues an inode that has something to stage, once.
+    pub(super) fn note_hot(&self, inode: &Arc<Inode>, state: &State) {
+        let unsealed = state.overlay.as_ref().is_some_and(|overlay| overlay.has_unsealed(state.row.size));
+        if unsealed && !inode.queue() {
+            self.hot.push(self.clock.monotonic(), inode);
+        }
+        if self.hot_budget.is_pressed() {
+            self.hot.wake();
+        }
+    }
+
+    /// Starts the loop that stages by age and under pressure.
+    pub(super) fn start_staging(self: &Arc<Self>) {
+        let vfs = Arc::downgrade(self);
+        self.spawner.spawn(
+            "stage by age",
+            Box::pin(async move {
+                while let Some(vfs) = vfs.upgrade() {
+                    vfs.stage_tick().await;
+                }
+            }),
+        );
+    }
+
+    async fn stage_tick(self: &Arc<Self>) {
+        if self.hot.is_empty() {
+            // Ends after a while without work too, so that a filesystem that is dropped is not kept by its own loop.
+            let clock_says = self.clock.sleep(Duration::from_secs(1));
+            tokio::select! { () = self.hot.wake.notified() => {} () = clock_says => return }
+        }
+        let clock_says = self.clock.sleep(TICK);
+        tokio::select! { () = self.hot.wake.notified() => {} () = clock_says => {} }
+        let now = self.clock.monotonic();
+        let pressed = self.hot_budget.is_pressed();
+        let until = if pressed { now } else { now.saturating_sub(HOT_AGE_MAX) };
+        let due = self.hot.due(until);
+        let staged = due.iter().map(|inode| self.stage_queued(inode, now, pressed));
+        futures_util::future::join_all(staged).await;
+    }
+
+    async fn stage_queued(self: &Arc<Self>, inode: &Arc<Inode>, now: Duration, pressed: bool) {
+        inode.unqueue();
+        let oldest = inode.lock().overlay.as_ref().and_then(|overlay| overlay.oldest_hot());
+        // A file that is being written fast keeps its young tail, so that blocks are cut by content alone.
+        let young = oldest.is_some_and(|oldest| now < oldest + HOT_AGE_MAX);
+        let tail = if young && !pressed { Tail::Leave } else { Tail::Take };
+        self.stage_and_report(inode, tail).await;
+    }
+
+    /// Stages, and leaves a failure for whoever closes or syncs the file; the bytes stay hot and are tried again.
+    pub(super) async fn stage_and_report(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) {
+        if let Err(error) = self.stage(inode, tail).await {
+            tracing::error!(ino = inode.ino.0, %error, "stage written bytes");
+            inode.lock().failures += 1;
+        }
+        let state = inode.lock();
+        self.note_hot(inode, &state);
+    }
+
+    /// Stages everything written so far.
+    ///
+    /// # Errors
+    /// `NoSpace`, of the local disk; the bytes stay hot.
+    pub(super) async fn stage_all(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        self.stage(inode, Tail::Take).await
+    }
+
+    async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
+        let _one_hand_out_at_a_time = inode.hand_out.lock().await;
+        let Some(frozen) = self.freeze_or_inline(inode)? else { return Ok(()) };
+        let permit = self.hot.permits.acquire().await;
+        let sizes = self.options.chunk_sizes;
+        let (frozen, cut) = self
+            .on_cpu(move || {
+                let cut = cut_runs(&frozen.runs, sizes, tail);
+                (frozen, cut)
+            })
+            .await;
+        if cut.is_empty() && tail == Tail::Leave {
+            inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
+            return Ok(());
+        }
+        let (ranges, blocks): (Vec<_>, Vec<_>) = cut.into_iter().unzip();
+        let tickets = self.blocks.put_many(blocks).await;
+        drop(permit);
+        match tickets {
+            Ok(tickets) => self.install(inode, &frozen, ranges.into_iter().zip(tickets).collect()),
+            Err(error) => {
+                inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Takes the hot bytes of a file out for staging, or commits a small file's content with its row. None if there is
+    /// nothing left to stage.
+    fn freeze_or_inline(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<Option<Frozen>> {
+        let mut state = inode.lock();
+        let committed = state.row.size;
+        let Some(overlay) = &mut state.overlay else { return Ok(None) };
+        if !overlay.has_unsealed(committed) {
+            return Ok(None);
+        }
+        let small = overlay.size() <= self.options.inline_bytes_max;
+        if small && state.row.form != ContentForm::Manifest && self.commit_inline(inode, &mut state)? {
+            return Ok(None);
+        }
+        Ok(state.overlay.as_mut().map(|overlay| overlay.freeze(committed)))
+    }
+
+    /// Commits content that is all in memory and has no hole; false if it is not so.
+    fn commit_inline(&self, inode: &Inode, state: &mut State) -> Result<bool> {
+        let Some(overlay) = &state.overlay else { return Ok(false) };
+        let Some(bytes) = overlay.whole() else { return Ok(false) };
+        let now = self.clock.now();
+        let mut row = state.row.clone();
+        row.form = if bytes.is_empty() { ContentForm::Empty } else { ContentForm::Inline };
+        row.size = bytes.len() as u64;
+        row.allocated = row.size;
+        row.mtime = overlay.touched().unwrap_or(row.mtime);
+        row.ctime = row.ctime.max(overlay.touched().unwrap_or(now));
+        let mut change = Change::default();
+        match row.form {
+            ContentForm::Inline => change.batch.put(INLINE, ino_key(inode.ino), bytes),
+            ContentForm::Empty | ContentForm::Manifest => change.batch.delete(INLINE, ino_key(inode.ino)),
+        };
+        change.put_inode(inode.ino, &state.row, &row);
+        let _ticket = change.submit(&self.commit)?;
+        state.row = row;
+        self.drop_overlay(state);
+        Ok(true)
+    }
+
+    /// Forgets an overlay whose content is committed or gone, and what it held of the budgets.
+    pub(super) fn drop_overlay(&self, state: &mut State) {
+        if let Some(overlay) = state.overlay.take() {
+            self.hot_budget.release(overlay.hot_bytes());
+        }
+        state.spill = None;
+    }
+
+    fn install(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        frozen: &Frozen,
+        staged: Vec<(ByteRange, BlockTicket)>,
+    ) -> Result<()> {
+        let mut state = inode.lock();
+        let Some(overlay) = &mut state.overlay else { return Ok(()) };
+        let hot_before = overlay.hot_bytes();
+        let seal = overlay.install(frozen, staged, self.clock.now());
+        let mut change = Change::default();
+        change.batch.put(OVERLAY, pair_key(inode.ino.0, seal.number), seal.encode());
+        let hot = overlay.hot_bytes();
+        let submitted = change.submit(&self.commit);
+        self.hot_budget.release(hot_before - hot);
+        state.spill.iter_mut().for_each(|held| held.shrink_to(hot));
+        self.enqueue_publication(inode, &state);
+        drop(state);
+        let _ticket = submitted?;
+        Ok(())
+    }
+
+    /// Stages until nothing is hot that was so when it was called.
+    pub(super) async fn stage_everything(self: &Arc<Self>) -> Result<()> {
+        let due = self.hot.due(Duration::MAX);
+        for inode in &due {
+            inode.unqueue();
+        }
+        let mut outcome = Ok(());
+        for staged in futures_util::future::join_all(due.iter().map(|inode| self.stage_all(inode))).await {
+            outcome = outcome.and(staged);
+        }
+        for inode in &due {
+            let state = inode.lock();
+            self.note_hot(inode, &state);
+        }
+        outcome
+    }
+}
+
+/// Cuts runs into blocks by content, with the file range each stands for.
+fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail) -> Vec<(ByteRange, Block)> {
+    let mut cut = Vec::new();
+    for (index, run) in runs.iter().enumerate() {
+        let mut at = run.start;
+        let mut place = |block: Block| {
+            let range = ByteRange::at(at, u64::from(block.id.len));
+            at = range.end;
+            (range, block)
+        };
+        let mut chunker = Chunker::new(sizes);
+        for data in &run.data {
+            cut.extend(chunker.push(data.clone()).into_iter().map(&mut place));
+        }
+        if tail == Tail::Take || index + 1 < runs.len() {
+            cut.extend(chunker.finish().into_iter().map(&mut place));
+        }
+    }
+    cut
+}
