@@ -192,25 +192,37 @@ impl Payload {
 
     /// Checks every byte that this repeat has written, after the edit.
     pub fn verify(&self, root: &Path) -> io::Result<()> {
-        let mut edited = self.big.clone();
-        edited[self.edit_offset()..][..MIB].copy_from_slice(&self.edit);
-        expect_content(&root.join(BIG), &edited)?;
-        drop(edited);
-        expect_content(&root.join(COPY), &self.big)?;
+        let (before, rest) = self.big.split_at(self.edit_offset());
+        let (_, after) = rest.split_at(MIB);
+        expect_content(&root.join(BIG), &[before, &self.edit, after])?;
+        expect_content(&root.join(COPY), &[&self.big])?;
         for (directory, files) in self.small.chunks(FILES_PER_DIRECTORY).enumerate() {
             for (number, bytes) in files.iter().enumerate() {
-                expect_content(&root.join(format!("{SMALL}/d{directory:03}/file-{number:03}")), bytes)?;
+                expect_content(&root.join(format!("{SMALL}/d{directory:03}/file-{number:03}")), &[bytes])?;
             }
         }
         Ok(())
     }
 }
 
-fn expect_content(path: &Path, expected: &[u8]) -> io::Result<()> {
-    if fs::read(path)? == expected {
-        return Ok(());
+/// Compares a file with `expected`, one part behind the other, in small pieces: files may be as large as memory.
+fn expect_content(path: &Path, expected: &[&[u8]]) -> io::Result<()> {
+    let wrong = |what| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{}: {what}, not what was written", path.display()),
+        )
+    };
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; MIB];
+    for piece in expected.iter().flat_map(|part| part.chunks(MIB)) {
+        let read = &mut buffer[..piece.len()];
+        file.read_exact(read)?;
+        if read != piece {
+            return Err(wrong("other bytes"));
+        }
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, format!("{} is not what was written", path.display())))
+    if file.read(&mut buffer)? == 0 { Ok(()) } else { Err(wrong("more bytes")) }
 }
 
 fn read_through(path: &Path) -> io::Result<usize> {
