@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
 
+#[path = "conformance/blob_store.rs"]
+mod blob_store;
 #[path = "conformance/block_store.rs"]
 mod block_store;
 #[path = "conformance/device.rs"]

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use gravitonfs::backend::dir::DirObjectStore;
 use gravitonfs::backend::memory_block::InMemoryBlockStore;
 use gravitonfs::backend::memory_device::MemoryDirectory;
 use gravitonfs::backend::memory_object::MemoryObjectStore;
-use gravitonfs::base::hash::BlockId;
+use gravitonfs::base::hash::{BlockId, Hash};
 use gravitonfs::base::ids::WriterId;
 use gravitonfs::base::time::Random as _;
 use gravitonfs::content::block_cache::BlockCache;
@@ -21,9 +23,11 @@ use gravitonfs::content::pack_cache::{PackCache, PackCacheLimits};
 use gravitonfs::content::single::{SingleBlockStore, SingleParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
 use gravitonfs::rt::{SeededRandom, SemaphoreLimit, TokioRuntime};
-use gravitonfs::store::block::{Block, BlockIndex, BlockLocation, BlockStore, BlockTicket, Receipt};
+use gravitonfs::store::block::{
+    Block, BlockIndex, BlockLocation, BlockStore, BlockTicket, Receipt, UploadTicket,
+};
 use gravitonfs::store::object::{ImmutableObjectStore, ObjectKey};
-use gravitonfs::store::{Kind, Result, keys};
+use gravitonfs::store::{Error, Kind, Result, keys};
 
 /// A store under test and what can happen to it.
 trait Fixture {
@@ -661,5 +665,241 @@ fn framed_and_single_stores_keep_the_contract_over_a_directory() {
             let objects = DirObjectStore::create(volume).expect("create");
             Box::new(Staged::new(Arc::new(objects), layout))
         });
+    }
+}
+
+// Broken stores: each breaks one line, and that line's check must notice.
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fault {
+    None,
+    TicketsSorted,
+    PutForgets,
+    StagesInMemory,
+    StagesTwice,
+    StoresTwice,
+    FullSwallowed,
+    SyncDoesNothing,
+    SealDoesNothing,
+    ReceiptOfNothing,
+    SortsAnswers,
+    UnknownIsEmpty,
+    GoneIsUnavailable,
+    ChangedIsBelieved,
+    ContainsEverything,
+    VerifyAsksTheCache,
+    ListsTwice,
+    IgnoresBreak,
+    DeletesNothing,
+    DeletesTooMuch,
+}
+
+const FAULTS: &[(&str, Fault)] = &[
+    ("tickets are in the order of the blocks", Fault::TicketsSorted),
+    ("a put block is readable at once", Fault::PutForgets),
+    ("a staged block survives the death of the process", Fault::StagesInMemory),
+    ("a staged block is not stored again", Fault::StagesTwice),
+    ("a stored block is not stored again", Fault::StoresTwice),
+    ("a full disk is Full and loses nothing", Fault::FullSwallowed),
+    ("sync makes staged blocks durable", Fault::SyncDoesNothing),
+    ("seal sends what is staged", Fault::SealDoesNothing),
+    ("a receipt tells the length of the object", Fault::ReceiptOfNothing),
+    ("blocks come in the order asked for", Fault::SortsAnswers),
+    ("an unknown block is NotFound and named", Fault::UnknownIsEmpty),
+    ("a block whose object is gone is NotFound", Fault::GoneIsUnavailable),
+    ("a changed block is Corrupt and others are not", Fault::ChangedIsBelieved),
+    ("contains tells staged, stored and unknown blocks", Fault::ContainsEverything),
+    ("verify looks past every cache", Fault::VerifyAsksTheCache),
+    ("list visits what is stored, once each", Fault::ListsTwice),
+    ("list ends where the visitor breaks", Fault::IgnoresBreak),
+    ("delete removes whole objects", Fault::DeletesNothing),
+    ("delete leaves and reports what others need", Fault::DeletesTooMuch),
+];
+
+struct FaultyFixture {
+    inner: Staged,
+    fault: Fault,
+}
+
+struct Faulty {
+    inner: Arc<dyn BlockStore>,
+    fault: Fault,
+    objects: Arc<dyn ImmutableObjectStore>,
+    /// What it should have passed on.
+    kept: InMemoryBlockStore,
+}
+
+impl Fixture for FaultyFixture {
+    fn runtime(&self) -> &TokioRuntime {
+        self.inner.runtime()
+    }
+
+    fn open(&self) -> Arc<dyn BlockStore> {
+        let (inner, objects) = (self.inner.open(), self.inner.objects.clone());
+        Arc::new(Faulty { inner, fault: self.fault, objects, kept: InMemoryBlockStore::new() })
+    }
+
+    fn index(&self) -> Option<&TestIndex> {
+        self.inner.index()
+    }
+
+    fn objects(&self) -> Option<Arc<dyn ImmutableObjectStore>> {
+        self.inner.objects()
+    }
+
+    fn disk(&self) -> Option<&MemoryDirectory> {
+        self.inner.disk()
+    }
+
+    fn settle(&self) {
+        // Some faults leave files staged for ever.
+        if self.fault == Fault::None {
+            self.inner.settle();
+        }
+    }
+}
+
+fn with_receipt(ticket: BlockTicket, len: u64) -> BlockTicket {
+    let receipt = Receipt { len, footer: Hash::ZERO };
+    BlockTicket { upload: UploadTicket::fulfilled(receipt), ..ticket }
+}
+
+#[async_trait]
+impl BlockStore for Faulty {
+    async fn put_many(&self, blocks: Vec<Block>) -> Result<Vec<BlockTicket>> {
+        match self.fault {
+            Fault::TicketsSorted => {
+                let mut tickets = self.inner.put_many(blocks).await?;
+                tickets.sort_by_key(|ticket| ticket.id);
+                Ok(tickets)
+            }
+            Fault::PutForgets => InMemoryBlockStore::new().put_many(blocks).await,
+            Fault::StagesInMemory => self.kept.put_many(blocks).await,
+            Fault::StagesTwice | Fault::StoresTwice => {
+                let stored = |block: &Block| keys::block(block.id);
+                let tickets = self.inner.put_many(blocks.clone()).await?;
+                let is_stored = tickets.iter().any(|ticket| ticket.upload.receipt().is_some());
+                if is_stored == (self.fault == Fault::StoresTwice) {
+                    for block in &blocks {
+                        // Another copy, under another name.
+                        let _ = self.objects.put_new(&stored(block), block.data.clone()).await;
+                    }
+                }
+                Ok(tickets)
+            }
+            Fault::FullSwallowed => match self.inner.put_many(blocks.clone()).await {
+                Err(error) if error.kind == Kind::Full => self.kept.put_many(blocks).await,
+                other => other,
+            },
+            Fault::ReceiptOfNothing => {
+                let tickets = self.inner.put_many(blocks).await?;
+                self.inner.seal().await?;
+                let mut shortened = Vec::new();
+                for ticket in tickets {
+                    ticket.upload.acknowledged().await?;
+                    shortened.push(with_receipt(ticket, 1));
+                }
+                Ok(shortened)
+            }
+            _ => self.inner.put_many(blocks).await,
+        }
+    }
+
+    async fn sync(&self) -> Result<()> {
+        if self.fault == Fault::SyncDoesNothing { Ok(()) } else { self.inner.sync().await }
+    }
+
+    async fn seal(&self) -> Result<()> {
+        if self.fault == Fault::SealDoesNothing {
+            // Also a store that would be waited for without end is found out here.
+            return Err(Error::new(Kind::Internal, "nothing was sealed"));
+        }
+        self.inner.seal().await
+    }
+
+    async fn get_many(&self, ids: &[BlockId]) -> Result<Vec<Bytes>> {
+        if self.fault == Fault::StagesInMemory {
+            return self.kept.get_many(ids).await;
+        }
+        let mut outcome = self.inner.get_many(ids).await;
+        match (self.fault, &mut outcome) {
+            (Fault::SortsAnswers, Ok(blocks)) => blocks.sort(),
+            (Fault::UnknownIsEmpty, Err(error)) if error.kind == Kind::NotFound => {
+                outcome = Ok(vec![Bytes::new(); ids.len()]);
+            }
+            (Fault::GoneIsUnavailable, Err(error)) if error.kind == Kind::NotFound => {
+                error.kind = Kind::Unavailable;
+            }
+            (Fault::ChangedIsBelieved, Err(error)) if error.kind == Kind::Corrupt => {
+                outcome = Ok(vec![Bytes::new(); ids.len()]);
+            }
+            _ => {}
+        }
+        outcome
+    }
+
+    async fn contains_many(&self, ids: &[BlockId]) -> Result<Vec<Option<BlockTicket>>> {
+        let found = self.inner.contains_many(ids).await?;
+        if self.fault != Fault::ContainsEverything {
+            return Ok(found);
+        }
+        let invented = |id: &BlockId| BlockTicket {
+            id: *id,
+            location: BlockLocation::Object,
+            upload: UploadTicket::fulfilled(Receipt { len: 1, footer: Hash::ZERO }),
+        };
+        Ok(ids.iter().zip(found).map(|(id, found)| found.or_else(|| Some(invented(id)))).collect())
+    }
+
+    async fn verify(&self, id: BlockId) -> Result<()> {
+        if self.fault == Fault::VerifyAsksTheCache {
+            return self.inner.get_many(&[id]).await.map(drop);
+        }
+        self.inner.verify(id).await
+    }
+
+    async fn list(
+        &self,
+        visit: &mut (dyn FnMut(BlockId, BlockLocation) -> ControlFlow<()> + Send),
+    ) -> Result<()> {
+        match self.fault {
+            Fault::ListsTwice => {
+                self.inner.list(visit).await?;
+                self.inner.list(visit).await
+            }
+            Fault::IgnoresBreak => {
+                let mut visit_all = |id, location| {
+                    let _ = visit(id, location);
+                    ControlFlow::Continue(())
+                };
+                self.inner.list(&mut visit_all).await
+            }
+            _ => self.inner.list(visit).await,
+        }
+    }
+
+    async fn delete(&self, ids: &[BlockId]) -> Result<Vec<BlockId>> {
+        match self.fault {
+            Fault::DeletesNothing => Ok(Vec::new()),
+            Fault::DeletesTooMuch => {
+                let page = self.objects.list("", None).await?;
+                let keys: Vec<_> = page.objects.into_iter().map(|object| object.key).collect();
+                self.objects.delete(&keys).await?;
+                Ok(Vec::new())
+            }
+            _ => self.inner.delete(ids).await,
+        }
+    }
+}
+
+#[test]
+fn every_check_finds_its_fault_and_only_faults() {
+    assert_eq!(CHECKS.len(), FAULTS.len());
+    for ((name, check), (fault_name, fault)) in CHECKS.iter().zip(FAULTS) {
+        assert_eq!(name, fault_name);
+        let fixture = |fault| FaultyFixture { inner: Staged::in_memory(Layout::FramedCached), fault };
+        check(&fixture(Fault::None));
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(&fixture(*fault))));
+        assert!(outcome.is_err(), "the check did not notice: {name} ({fault:?})");
     }
 }
