@@ -338,11 +338,12 @@ impl Wanted {
             return Err(Error::new(Kind::Corrupt, detail));
         };
         let range = ByteRange::at(offset.into(), len.into());
-        if receipt.len < range.end {
+        let pack_len = if receipt == Receipt::UNKNOWN { range.end } else { receipt.len };
+        if pack_len < range.end {
             let detail = format!("get block={id} pack={pack}: indexed at {range:?}, behind the pack's end");
             return Err(Error::new(Kind::Corrupt, detail));
         }
-        Ok(Self { id, pack, range, pack_len: receipt.len })
+        Ok(Self { id, pack, range, pack_len })
     }
 }
 

@@ -48,6 +48,11 @@ pub struct Receipt {
     pub footer: Hash,
 }
 
+impl Receipt {
+    /// Of a pack that the store has acknowledged to a writer that did not live to note what it had sent.
+    pub const UNKNOWN: Self = Self { len: 0, footer: Hash::ZERO };
+}
+
 /// Waits for the upload of a pack or object. Cheap to clone; holding one keeps the staged bytes readable.
 #[derive(Clone)]
 pub struct UploadTicket {

@@ -6,7 +6,7 @@ use crate::commit::{Batch, Committer, Ticket};
 use crate::content::manifest::RowChanges;
 use crate::store::Result;
 use crate::store::block::BlockLocation;
-use crate::store::block::UploadTicket;
+use crate::store::block::{Receipt, UploadTicket};
 use crate::store::merge::Delta;
 use crate::store::schema::inode::{DentryRow, InodeRow};
 use crate::store::schema::merge::{block_referenced, count, pack_acknowledged, segment_refs};
@@ -84,7 +84,7 @@ impl Change {
         let Some(pack) = location.pack() else { return };
         match upload.receipt() {
             // Not known here: the row that committed the pack has it.
-            Some(receipt) if receipt.len == 0 => {}
+            Some(Receipt::UNKNOWN) => {}
             Some(receipt) => self.delta(pack_acknowledged(pack, receipt)),
             None if self.batch.needs.iter().any(|(known, _)| *known == pack) => {}
             None => self.batch.needs.push((pack, upload.clone())),

@@ -10,7 +10,7 @@ use super::locks::LockSet;
 use super::lookup::ready;
 use super::orphan::ROWS_PER_STEP;
 use super::{Pending, Vfs};
-use crate::base::hash::{BlockId, Hash};
+use crate::base::hash::BlockId;
 use crate::base::ids::Fh;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
@@ -244,7 +244,7 @@ impl Vfs {
         let missing = || store::Error::new(Kind::Corrupt, format!("copy: {id} has no row"));
         let row = self.commit.get(BLOCK, &id.to_key())?.ok_or_else(missing)?;
         let location = BlockRow::decode(&row)?.location;
-        let upload = UploadTicket::fulfilled(Receipt { len: 0, footer: Hash::ZERO });
+        let upload = UploadTicket::fulfilled(Receipt::UNKNOWN);
         Ok(BlockTicket { id, location, upload })
     }
 }

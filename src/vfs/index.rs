@@ -37,8 +37,7 @@ impl BlockIndex for MetadataIndex {
                 };
                 let row = commit.get(PACK, &pack_key(pack))?.map(|row| PackRow::decode(&row)).transpose()?;
                 // Without a receipt the pack is still on its way; the staging area knows it.
-                let receipt =
-                    row.and_then(|row| row.receipt).unwrap_or(Receipt { len: 0, footer: Hash::ZERO });
+                let receipt = row.and_then(|row| row.receipt).unwrap_or(Receipt::UNKNOWN);
                 Ok(Some((location, receipt)))
             })
             .collect()

@@ -19,6 +19,8 @@ pub(crate) struct Inode {
     pub(super) hand_out: tokio::sync::Mutex<()>,
     /// True while in the queue of inodes with hot bytes.
     queued: AtomicBool,
+    /// Its rows are gone; only work that is about to end still knows it. Set under the lock.
+    reaped: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -30,8 +32,6 @@ pub(crate) struct State {
     pub(crate) overlay: Option<Box<Overlay>>,
     /// Open handles.
     pub(crate) opens: u32,
-    /// Its rows are gone; only handles that are about to close still know it.
-    pub(crate) reaped: bool,
     /// A run of hot bytes is being staged beside the writer.
     pub(crate) staging: bool,
     /// Local disk reserved for the hot bytes.
@@ -48,11 +48,11 @@ impl Inode {
             kind,
             hand_out: tokio::sync::Mutex::new(()),
             queued: AtomicBool::new(false),
+            reaped: AtomicBool::new(false),
             state: Mutex::new(State {
                 row,
                 overlay: None,
                 opens: 0,
-                reaped: false,
                 staging: false,
                 spill: None,
                 failures: 0,
@@ -63,6 +63,14 @@ impl Inode {
     /// Marks it queued; true if it was.
     pub(super) fn queue(&self) -> bool {
         self.queued.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn is_reaped(&self) -> bool {
+        self.reaped.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_reaped(&self) {
+        self.reaped.store(true, Ordering::Release);
     }
 
     pub(super) fn unqueue(&self) {

@@ -29,15 +29,15 @@ impl Vfs {
     /// Removes the inode's rows if it has no link, no handle and the kernel has forgotten it.
     pub(super) fn reap_if_unused(self: &Arc<Self>, inode: &Arc<Inode>) {
         let mut state = inode.lock();
-        if state.row.nlink > 0 || state.opens > 0 || state.reaped || self.table.is_looked_up(inode.ino) {
+        if state.row.nlink > 0 || state.opens > 0 || inode.is_reaped() || self.table.is_looked_up(inode.ino) {
             return;
         }
-        state.reaped = true;
+        inode.set_reaped();
         if let Some(overlay) = state.overlay.take() {
             self.hot_budget.release(overlay.hot_bytes());
         }
         drop(state);
-        if let Err(error) = self.reap(inode.ino) {
+        if let Err(error) = self.reap(inode) {
             // The orphan's row stays; the next mount reaps it.
             tracing::error!(ino = inode.ino.0, %error, "reap inode");
         }
@@ -50,19 +50,14 @@ impl Vfs {
             orphans.extend(parse_ino_key(key));
             Ok(ControlFlow::Continue(()))
         })?;
-        orphans.into_iter().try_for_each(|ino| self.reap(ino))?;
+        orphans.into_iter().try_for_each(|ino| self.reap(&*self.inode(ino)?))?;
         self.release_dead_segments()
     }
 
-    fn reap(&self, ino: Ino) -> Result<()> {
-        let Ok(inode) = self.inode(ino) else {
-            let mut batch = Batch::default();
-            batch.delete(ORPHAN, ino_key(ino));
-            let _ticket = self.commit.submit(batch)?;
-            return Ok(());
-        };
+    fn reap(&self, inode: &Inode) -> Result<()> {
+        let ino = inode.ino;
         let everything = ByteRange::new(0, u64::MAX);
-        while self.remove_rows(&inode, everything)? {}
+        while self.remove_rows(inode, everything)? {}
         let row = inode.lock().row.clone();
         let mut change = Change::default();
         change.remove_inode(ino, &row);

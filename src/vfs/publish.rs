@@ -12,7 +12,7 @@ use super::change::Change;
 use super::error::Result;
 use super::inode::{Inode, State};
 use super::orphan::ROWS_PER_STEP;
-use crate::base::hash::{BlockId, Hash};
+use crate::base::hash::BlockId;
 use crate::base::ids::{Ino, PackId};
 use crate::base::range::ByteRange;
 use crate::base::sync::lock;
@@ -289,7 +289,7 @@ impl Vfs {
         })?;
         for (ino, value) in &rows {
             let mut named: Vec<BlockId> = Vec::new();
-            let none = UploadTicket::fulfilled(Receipt { len: 0, footer: Hash::ZERO });
+            let none = UploadTicket::fulfilled(Receipt::UNKNOWN);
             Seal::decode(value, &mut |id, _| {
                 named.push(id);
                 none.clone()

@@ -52,10 +52,20 @@ impl Vfs {
     /// # Errors
     /// `Io`, `NoSpace`.
     pub async fn sync_all(self: &Arc<Self>) -> Result<()> {
+        self.settle().await?;
+        self.commit.flush(self.commit.newest()).await?;
+        Ok(())
+    }
+
+    /// Everything written before the call is committed content when it returns: staged, acknowledged, published. The
+    /// journal may still be behind.
+    ///
+    /// # Errors
+    /// `Io`, `NoSpace`.
+    pub async fn settle(self: &Arc<Self>) -> Result<()> {
         self.stage_everything().await?;
         self.blocks.seal().await?;
         self.publishing.emptied().await;
-        self.commit.flush(self.commit.newest()).await?;
         Ok(())
     }
 

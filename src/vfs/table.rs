@@ -41,7 +41,7 @@ impl InodeTable {
     /// `Stale` if it has no row.
     pub(super) fn get(&self, ino: Ino, commit: &Committer) -> Result<Arc<Inode>> {
         if let Some(inode) = self.known(ino) {
-            return Ok(inode);
+            return if inode.is_reaped() { Err(Error::Stale) } else { Ok(inode) };
         }
         let row = commit.get(INODE, &ino_key(ino))?.ok_or(Error::Stale)?;
         let row = InodeRow::decode(&row).map_err(crate::store::Error::from)?;

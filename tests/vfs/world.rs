@@ -1,0 +1,162 @@
+//! A volume in memory that can be unmounted and mounted again.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use gravitonfs::backend::memory_device::MemoryDirectory;
+use gravitonfs::backend::memory_kv::MemoryKv;
+use gravitonfs::backend::memory_object::MemoryObjectStore;
+use gravitonfs::base::ids::{Fh, Ino, WriterId};
+use gravitonfs::base::limits::GIB;
+use gravitonfs::base::name::Name;
+use gravitonfs::base::time::{Clock, Random};
+use gravitonfs::commit::{Committer, CommitterParts, Limits};
+use gravitonfs::content::chunker::ChunkSizes;
+use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
+use gravitonfs::content::spill::{SpillBudget, SpillLimits};
+use gravitonfs::rt::{SeededRandom, SemaphoreLimit, TokioRuntime};
+use gravitonfs::store::schema::merge::SchemaMerge;
+use gravitonfs::vfs::{Caller, MetadataIndex, OpenFlags, Tier, Vfs, VfsOptions, VfsParts, Written};
+
+pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+
+/// Small blocks, so that small tests have many.
+pub(crate) fn small_chunks() -> ChunkSizes {
+    ChunkSizes::around(4096).expect("in range")
+}
+
+/// What survives an unmount.
+pub(crate) struct World {
+    pub(crate) runtime: TokioRuntime,
+    objects: Arc<MemoryObjectStore>,
+    kv: Arc<MemoryKv>,
+    log: Arc<MemoryDirectory>,
+    staged: Arc<MemoryDirectory>,
+    random: SeededRandom,
+    mounted: Option<Mounted>,
+}
+
+struct Mounted {
+    vfs: Arc<Vfs>,
+    commit: Arc<Committer>,
+    blocks: Arc<FramedBlockStore>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut world = Self {
+            runtime: TokioRuntime::new(2, 8).unwrap(),
+            objects: Arc::new(MemoryObjectStore::new()),
+            kv: Arc::new(MemoryKv::new()),
+            log: Arc::new(MemoryDirectory::new()),
+            staged: Arc::new(MemoryDirectory::new()),
+            random: SeededRandom::new(seed),
+            mounted: None,
+        };
+        world.mount();
+        world
+    }
+
+    pub(crate) fn vfs(&self) -> &Arc<Vfs> {
+        &self.mounted.as_ref().expect("mounted").vfs
+    }
+
+    fn mount(&mut self) {
+        let (clock, spawner) = (self.runtime.clock(), self.runtime.spawner());
+        let clock: Arc<dyn Clock> = clock;
+        let commit = Committer::open(CommitterParts {
+            kv: self.kv.clone(),
+            log: self.log.clone(),
+            rules: Arc::new(SchemaMerge),
+            clock: clock.clone(),
+            spawner: spawner.clone(),
+            limits: Limits::default(),
+        })
+        .unwrap();
+        let index = Arc::new(MetadataIndex::default());
+        index.attach(commit.clone());
+        let limits = SpillLimits { bytes_max: GIB, free_bytes_min: 0 };
+        let spill = SpillBudget::new(limits, self.staged.clone(), clock.clone());
+        let parts = FramedParts {
+            objects: self.objects.clone(),
+            staged: self.staged.clone(),
+            index,
+            clock: clock.clone(),
+            spawner: spawner.clone(),
+            budget: spill.clone(),
+            cache: None,
+            uploads: SemaphoreLimit::new(GIB),
+            downloads: SemaphoreLimit::new(GIB),
+        };
+        let writer = WriterId(self.random.next_u128());
+        let options = FramedOptions { pack_bytes_target: 64 << 10, ..FramedOptions::new(writer) };
+        let blocks = Arc::new(FramedBlockStore::new(parts, options));
+        let recovered = self.runtime.block_on(blocks.recover()).unwrap();
+        let vfs = Vfs::open(VfsParts {
+            commit: commit.clone(),
+            blocks: blocks.clone(),
+            spill,
+            clock,
+            spawner,
+            options: VfsOptions {
+                tier: Tier::Local,
+                read_only: false,
+                chunk_sizes: small_chunks(),
+                inline_bytes_max: 2048,
+                hot_bytes_max: 1 << 20,
+                reported_bytes: 1 << 50,
+            },
+        })
+        .unwrap();
+        self.runtime.block_on(vfs.recover_overlays()).unwrap();
+        drop(recovered);
+        self.mounted = Some(Mounted { vfs, commit, blocks });
+    }
+
+    /// Everything becomes staged and acknowledged; only metadata can still be in the log.
+    pub(crate) fn settle(&self) {
+        self.runtime.block_on(self.vfs().settle()).unwrap();
+    }
+
+    /// Stops without a word, as a killed process does, and mounts again.
+    pub(crate) fn kill_and_remount(&mut self) {
+        let Mounted { vfs, commit, blocks } = self.mounted.take().expect("mounted");
+        self.runtime.block_on(async {
+            blocks.shutdown().await;
+            commit.stop().await.unwrap();
+        });
+        drop((vfs, commit, blocks));
+        self.mount();
+    }
+
+    pub(crate) fn create(&self, name: &str) -> (Ino, Fh) {
+        let (attr, fh) =
+            self.vfs().create(&ROOT, Ino::ROOT, &named(name), 0o644, OpenFlags::default()).unwrap();
+        (attr.ino, fh)
+    }
+
+    pub(crate) fn open(&self, name: &str) -> (Ino, Fh) {
+        let attr = self.vfs().lookup(Ino::ROOT, &named(name)).unwrap().expect("exists");
+        (attr.ino, self.vfs().open_file(&ROOT, attr.ino, OpenFlags::default()).unwrap())
+    }
+
+    pub(crate) fn write(&self, fh: Fh, offset: u64, data: &[u8]) {
+        match self.vfs().write(fh, offset, data, false).unwrap() {
+            Written::Now(len) => assert_eq!(len as usize, data.len()),
+            Written::Later(later) => assert_eq!(self.runtime.block_on(later).unwrap() as usize, data.len()),
+        }
+    }
+
+    pub(crate) fn read(&self, fh: Fh, offset: u64, len: u32) -> Bytes {
+        self.runtime.block_on(self.vfs().read(fh, offset, len)).unwrap()
+    }
+
+    pub(crate) fn read_all(&self, fh: Fh, ino: Ino) -> Vec<u8> {
+        let size = self.vfs().getattr(ino).unwrap().size;
+        self.read(fh, 0, u32::try_from(size).unwrap()).to_vec()
+    }
+}
+
+pub(crate) fn named(text: &str) -> Name {
+    Name::new(text.as_bytes()).unwrap()
+}
