@@ -44,16 +44,24 @@ impl Vfs {
             Err(error) => return ready(Err(error)),
         };
         let vfs = Arc::clone(self);
-        Box::pin(async move {
-            for _ in 0..ATTEMPTS {
-                if let Some(copied) = vfs.try_copy((&source, from.1), (&target, to.1), len)? {
-                    return Ok(copied);
-                }
-                vfs.stage_all(&source).await?;
-                vfs.stage_all(&target).await?;
+        Box::pin(async move { vfs.copy_inode((&source, from.1), (&target, to.1), len).await })
+    }
+
+    /// As [`Self::copy_file_range`], for inodes.
+    pub(super) async fn copy_inode(
+        self: &Arc<Self>,
+        from: (&Arc<Inode>, u64),
+        to: (&Arc<Inode>, u64),
+        len: u64,
+    ) -> Result<u64> {
+        for _ in 0..ATTEMPTS {
+            if let Some(copied) = self.try_copy(from, to, len)? {
+                return Ok(copied);
             }
-            Err(Error::NotSupported)
-        })
+            self.stage_all(from.0).await?;
+            self.stage_all(to.0).await?;
+        }
+        Err(Error::NotSupported)
     }
 
     /// Copies if nothing of either file is hot; None if something is.

@@ -9,6 +9,7 @@
 
 mod alloc;
 mod attr;
+mod blob;
 mod budget;
 mod change;
 mod copy;
@@ -28,6 +29,7 @@ mod publish;
 mod read;
 mod rename;
 mod stage;
+mod staging;
 mod statfs;
 mod sync;
 mod table;
@@ -40,12 +42,14 @@ use std::sync::Arc;
 
 pub use alloc::{AllocateMode, Whence};
 pub use attr::{SetAttr, SetTime};
+pub use blob::VolumeBlobs;
 pub use dir::{DirEntry, DirSink};
 pub use error::{Error, Result};
 pub use handle::OpenFlags;
 pub use index::MetadataIndex;
 pub use inode::Attr;
 pub use rename::RenameMode;
+pub use staging::StagedUploads;
 pub use statfs::VolumeStat;
 pub use write::Written;
 pub use xattr::SetXattr;

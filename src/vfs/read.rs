@@ -115,6 +115,16 @@ impl Vfs {
         Ok(Plan { range, parts })
     }
 
+    /// Reads the part of `window` that lies within the file, without a handle.
+    pub(super) async fn read_inode(&self, inode: &Inode, window: ByteRange) -> Result<Bytes> {
+        let plan = {
+            let state = inode.lock();
+            let range = window.intersect(&ByteRange::new(0, state.size()));
+            Plan { range, parts: self.parts(inode, &state, range)? }
+        };
+        self.carry_out_read(plan).await
+    }
+
     /// What `range` of a file is made of, ascending; gaps read as zeros.
     fn parts(&self, inode: &Inode, state: &State, range: ByteRange) -> Result<Vec<(ByteRange, Part)>> {
         let overlay = state.overlay.as_ref().map(|overlay| overlay.read(range)).unwrap_or_default();

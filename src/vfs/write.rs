@@ -8,7 +8,6 @@ use bytes::Bytes;
 use super::attr::clear_privileges;
 use super::change::Change;
 use super::error::{Error, Result};
-use super::handle::Handle;
 use super::inode::{Inode, State};
 use super::{Pending, Vfs};
 use crate::base::ids::Fh;
@@ -67,17 +66,29 @@ impl Vfs {
         }
         let (vfs, data) = (Arc::clone(self), Bytes::copy_from_slice(data));
         Ok(Written::Later(Box::pin(async move {
-            vfs.write_when_possible(&handle, offset, &data).await?;
+            vfs.write_when_possible(&handle.inode, offset, &data).await?;
+            if handle.flags.sync {
+                vfs.sync_inode(&handle.inode).await?;
+            }
             Ok(len)
         })))
     }
 
-    async fn write_when_possible(self: &Arc<Self>, handle: &Handle, offset: u64, data: &Bytes) -> Result<()> {
+    /// Writes as soon as memory and disk have room.
+    ///
+    /// # Errors
+    /// `NoSpace` once nothing is freed any more.
+    pub(super) async fn write_when_possible(
+        self: &Arc<Self>,
+        inode: &Arc<Inode>,
+        offset: u64,
+        data: &Bytes,
+    ) -> Result<()> {
         loop {
             let (hot_released, spill_released) = (self.hot_budget.released(), self.spill.released());
             self.hot.wake();
-            match self.try_write(&handle.inode, offset, data) {
-                Ok(true) => break,
+            match self.try_write(inode, offset, data) {
+                Ok(true) => return Ok(()),
                 Ok(false) => {
                     // Staging always ends: its bytes have room on the disk, or they turn into an error here.
                     let clock_says = self.clock.sleep(SPILL_WAIT);
@@ -90,7 +101,6 @@ impl Vfs {
                 Err(error) => return Err(error),
             }
         }
-        if handle.flags.sync { self.sync_inode(&handle.inode).await } else { Ok(()) }
     }
 
     /// Writes if there is room in memory; false if not.

@@ -16,7 +16,9 @@ use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
 use gravitonfs::rt::{SeededRandom, SemaphoreLimit, TokioRuntime};
 use gravitonfs::store::schema::merge::SchemaMerge;
-use gravitonfs::vfs::{Caller, MetadataIndex, OpenFlags, Tier, Vfs, VfsOptions, VfsParts, Written};
+use gravitonfs::vfs::{
+    Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
+};
 
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 
@@ -92,6 +94,7 @@ impl World {
         let options = FramedOptions { pack_bytes_target: 64 << 10, ..FramedOptions::new(writer) };
         let blocks = Arc::new(FramedBlockStore::new(parts, options));
         let recovered = self.runtime.block_on(blocks.recover()).unwrap();
+        commit.attach_staging(Arc::new(StagedUploads::new(blocks.clone(), &recovered.tickets)));
         let vfs = Vfs::open(VfsParts {
             commit: commit.clone(),
             blocks: blocks.clone(),
