@@ -1,5 +1,7 @@
 //! The committer over real ports: order, visibility, durability, and what a crash may cost.
 
+#[path = "commit/format.rs"]
+mod format;
 #[path = "commit/local.rs"]
 mod local;
 #[path = "commit/support.rs"]

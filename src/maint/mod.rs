@@ -1,1 +1,3 @@
-//! What works on whole volumes: recovery, checkpoints, checks.
+//! What works on whole volumes: making one, recovery from what is left of one.
+
+pub mod format;

@@ -13,5 +13,6 @@ pub mod object;
 pub mod probe;
 pub mod range_tracker;
 pub mod schema;
+pub mod superblock;
 
 pub use error::{Error, Kind, Result};
