@@ -2,6 +2,8 @@
 
 #[path = "commit/format.rs"]
 mod format;
+#[path = "commit/journal.rs"]
+mod journal;
 #[path = "commit/local.rs"]
 mod local;
 #[path = "commit/support.rs"]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::committer::Shared;
+use super::committer::{Bucket, Shared};
 use super::log::discard_spare;
 use super::memtable::Layer;
 use super::system::Applied;
@@ -112,9 +112,11 @@ impl Shared {
         self.layers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All batches up to this one need the log no longer to reach the bucket.
+    /// The log may be needed from the batch after this one on to reach the bucket.
     fn journaled(&self) -> BatchNo {
-        if self.has_journal { *self.journaled.borrow() } else { BatchNo(u64::MAX) }
+        let sent = *self.journaled.borrow();
+        let nothing_to_send = self.order().backlog.last <= sent;
+        if self.bucket == Bucket::None || nothing_to_send { BatchNo(u64::MAX) } else { sent }
     }
 
     /// Makes everything submitted so far durable in the key-value store.

@@ -9,19 +9,22 @@ use tokio::sync::{Notify, watch};
 
 use super::apply::{Applying, run_applier};
 use super::batch::{Batch, Ticket, is_synced, resolve};
+use super::journal::{Journal, JournalRequests, JournalTask};
 use super::latch::Latch;
 use super::local::LocalState;
-use super::log::{Log, encode_batch};
+use super::log::{Log, LogTail, encode_batch};
 use super::memtable::Layer;
 use super::sync::Staging;
+use super::system::{Holder, JournalRow};
 use super::view::{Layers, View};
-use crate::base::ids::BatchNo;
+use crate::base::ids::{BatchNo, VolumeId};
 use crate::base::limits::MIB;
 use crate::base::time::Clock;
 use crate::rt::{Gate, Spawner};
 use crate::store::device::Directory;
 use crate::store::kv::{KeyValueStore, Snapshot as _, Table, Write};
 use crate::store::merge::MergeRules;
+use crate::store::object::ImmutableObjectStore;
 use crate::store::{Kind, Result};
 
 /// What a committer is made of.
@@ -34,6 +37,14 @@ pub struct CommitterParts {
     pub clock: Arc<dyn Clock>,
     pub spawner: Arc<dyn Spawner>,
     pub limits: Limits,
+}
+
+/// What a committer is made of besides the state that recovery has opened.
+pub(crate) struct RecoveredParts {
+    pub(crate) rules: Arc<dyn MergeRules>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) spawner: Arc<dyn Spawner>,
+    pub(crate) limits: Limits,
 }
 
 /// What the committer may use, and how long it may wait.
@@ -90,6 +101,17 @@ pub struct Committer {
     pub(super) shared: Arc<Shared>,
 }
 
+/// What becomes of batches beyond this machine.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Bucket {
+    /// There is no bucket: the local tier is all there is.
+    None,
+    /// The bucket is only read; what the log holds for it is kept.
+    Keep,
+    /// The journal sends them.
+    Send,
+}
+
 /// What the committer and its tasks share.
 pub(super) struct Shared {
     pub(super) kv: Arc<dyn KeyValueStore>,
@@ -99,8 +121,9 @@ pub(super) struct Shared {
     pub(super) staging: OnceLock<Arc<dyn Staging>>,
 
     pub(super) limits: Limits,
-    /// False if there is no bucket: then the local tier is all there is.
-    pub(super) has_journal: bool,
+    pub(super) bucket: Bucket,
+    /// The bucket, if this mount holds the volume.
+    pub(super) remote: Option<Remote>,
 
     // Lock order: `syncing`, `applying`, `order`, `layers`. Only `syncing` is held across a wait for the disk,
     // `applying` across a commit to the key-value store.
@@ -117,9 +140,23 @@ pub(super) struct Shared {
     pub(super) fenced: Latch,
     /// All batches up to this one are in the bucket, or have nothing for it.
     pub(super) journaled: watch::Sender<BatchNo>,
+    /// The journal as of the newest acknowledged record.
+    pub(super) head: watch::Sender<JournalRow>,
+    /// What the journal task will own once it is started.
+    journal: Mutex<Option<Journal>>,
+    pub(super) checkpointing: tokio::sync::Mutex<()>,
     pub(super) wake_applier: Notify,
+    pub(super) wake_journal: Notify,
     pub(super) stopping: watch::Sender<bool>,
     gate: Gate,
+}
+
+/// A bucket that is written to.
+pub(super) struct Remote {
+    pub(super) objects: Arc<dyn ImmutableObjectStore>,
+    pub(super) volume: VolumeId,
+    /// This mount.
+    holder: Holder,
 }
 
 /// The commit order and what follows from a place in it.
@@ -128,6 +165,7 @@ pub(super) struct Order {
     /// When the oldest batch of the active layer came.
     pub(super) active_since: Option<Duration>,
     pub(super) backlog: Backlog,
+    pub(super) requests: JournalRequests,
 }
 
 /// What the journal has still to send.
@@ -152,21 +190,41 @@ impl Committer {
     /// `Corrupt` if something durable is missing.
     pub fn open(parts: CommitterParts) -> Result<Arc<Self>> {
         let state = LocalState::open(parts.kv, parts.log, parts.limits.segment_bytes)?;
-        Self::start(state, parts.rules, parts.clock, parts.spawner, parts.limits, false)
+        Self::start(state, parts.rules, parts.clock, parts.spawner, parts.limits, Bucket::None, None)
     }
 
-    pub(super) fn start(
+    /// Starts on a state that recovery has brought together with the bucket: to read only, or to write as `journal`
+    /// says.
+    pub(crate) fn open_recovered(
+        state: LocalState,
+        parts: RecoveredParts,
+        journal: Option<Journal>,
+    ) -> Result<Arc<Self>> {
+        let bucket = if journal.is_some() { Bucket::Send } else { Bucket::Keep };
+        let RecoveredParts { rules, clock, spawner, limits } = parts;
+        Self::start(state, rules, clock, spawner, limits, bucket, journal)
+    }
+
+    fn start(
         state: LocalState,
         rules: Arc<dyn MergeRules>,
         clock: Arc<dyn Clock>,
         spawner: Arc<dyn Spawner>,
         limits: Limits,
-        has_journal: bool,
+        bucket: Bucket,
+        journal: Option<Journal>,
     ) -> Result<Arc<Self>> {
         let last = state.log.last();
         let base = Arc::from(state.kv.snapshot()?);
         let layers = Layers { active: Arc::default(), frozen: Vec::new(), base };
-        let journaled = state.journal.map_or(BatchNo(0), |journal| journal.batch);
+        let row = state.journal.unwrap_or_default();
+        let mut backlog = Backlog::default();
+        if bucket != Bucket::None {
+            let now = clock.monotonic();
+            state.log.read_above(row.batch, &mut |batch, bytes| backlog.add(batch, bytes, now))?;
+        }
+        let order =
+            Order { log: state.log, active_since: None, backlog, requests: JournalRequests::default() };
         let shared = Arc::new(Shared {
             kv: state.kv,
             rules,
@@ -174,16 +232,21 @@ impl Committer {
             spawner,
             staging: OnceLock::new(),
             limits,
-            has_journal,
+            bucket,
             syncing: Arc::default(),
             applying: Mutex::new(Applying::new(state.applied)),
-            order: Mutex::new(Order { log: state.log, active_since: None, backlog: Backlog::default() }),
+            order: Mutex::new(order),
             layers: RwLock::new(Arc::new(layers)),
             visible: AtomicU64::new(last.0),
             latch: Latch::default(),
             fenced: Latch::default(),
-            journaled: watch::Sender::new(journaled),
+            journaled: watch::Sender::new(row.batch),
+            head: watch::Sender::new(row),
+            remote: journal.as_ref().map(Remote::of),
+            journal: Mutex::new(journal),
+            checkpointing: tokio::sync::Mutex::default(),
             wake_applier: Notify::new(),
+            wake_journal: Notify::new(),
             stopping: watch::Sender::new(false),
             gate: Gate::new(),
         });
@@ -224,10 +287,18 @@ impl Committer {
         Ticket(BatchNo(self.shared.visible.load(Ordering::Acquire)))
     }
 
-    /// Names what has staged bytes that batches refer to. To be called once, before the first such batch.
+    /// Names what has staged the bytes that batches refer to, and starts the journal. To be called once, before the
+    /// first such batch.
     pub fn attach_staging(&self, staging: Arc<dyn Staging>) {
         // A second one would mean two block stores for one volume; the first stays.
         let _ = self.shared.staging.set(staging);
+        let journal = self.shared.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(journal) = journal {
+            let tail = LogTail::above(journal.row.batch);
+            let stopping = self.shared.stopping.subscribe();
+            let task = JournalTask { shared: self.shared.clone(), journal, tail, stopping };
+            self.shared.spawn("journal", task.run());
+        }
     }
 
     /// Waits until everything up to the ticket survives a power cut here. Callers at the same time share a disk sync.
@@ -238,21 +309,33 @@ impl Committer {
         self.shared.sync_local(ticket.0).await
     }
 
-    /// Waits until everything up to the ticket survives the loss of this machine; without a bucket, a power cut.
+    /// Waits until everything up to the ticket survives the loss of this machine: the journal is cut now and does not
+    /// wait for more. Without a bucket to write to: survives a power cut.
     ///
     /// # Errors
-    /// Of the disk.
+    /// `Fenced` if another writer has taken the volume; `Unavailable` if the volume is unmounted first; of the disk. A
+    /// bucket that does not answer is waited for.
     pub async fn flush(&self, ticket: Ticket) -> Result<()> {
-        self.sync_local(ticket).await
+        self.shared.flush(ticket.0).await
     }
 
-    /// Flushes everything, then [`stop`](Self::stop)s.
+    /// Releases the volume, so that any host may take it next, flushes everything and [`stop`](Self::stop)s.
     ///
     /// # Errors
-    /// As both.
+    /// As both. Everything has been stopped then too, and what did not reach the bucket is safe on this machine.
     pub async fn close(&self) -> Result<()> {
-        self.flush(self.newest()).await?;
-        self.stop().await
+        let released = self.release().await;
+        let stopped = self.stop().await;
+        released.and(stopped)
+    }
+
+    async fn release(&self) -> Result<()> {
+        let Some(remote) = &self.shared.remote else { return self.flush(self.newest()).await };
+        let row = Holder { released: true, ..remote.holder.clone() }.write();
+        let mut batch = Batch::new();
+        batch.put(row.table, row.key, row.value.unwrap_or_default());
+        let ticket = self.submit(batch)?;
+        self.flush(ticket).await
     }
 
     /// What the bucket lacks.
@@ -276,6 +359,12 @@ impl Committer {
         self.shared.stopping.send_replace(true);
         self.shared.gate.close().await;
         self.shared.make_durable().await
+    }
+}
+
+impl Remote {
+    fn of(journal: &Journal) -> Self {
+        Self { objects: journal.objects.clone(), volume: journal.volume, holder: journal.holder.clone() }
     }
 }
 
@@ -316,12 +405,16 @@ impl Shared {
             return Ok(Ticket(view.upto));
         }
         let payload = encode_batch(batch.needs.iter().map(|(pack, _)| *pack), &writes);
+        let needs: Vec<_> = batch.needs.into_iter().map(|(_, ticket)| ticket).collect();
         let number = order.log.append(&payload).inspect_err(|error| {
             // A full disk has room again some day; after anything else nobody knows what the log holds.
             if error.kind != Kind::Full {
                 self.latch.close(error);
             }
         })?;
+        if !needs.is_empty() && self.bucket == Bucket::Send {
+            order.requests.needs.insert(number, needs);
+        }
         self.note_arrival(&mut order, number, payload.len(), &writes);
         view.layers.active.insert(number, writes);
         self.visible.store(number.0, Ordering::Release);
@@ -342,8 +435,13 @@ impl Shared {
             order.active_since = Some(now);
             self.wake_applier.notify_one();
         }
-        if self.has_journal && writes.iter().any(|write| is_synced(write.table)) {
+        if self.bucket != Bucket::None && writes.iter().any(|write| is_synced(write.table)) {
+            let (idle, was) = (order.backlog.batches == 0, order.backlog.bytes);
             order.backlog.add(number, bytes, now);
+            let due = self.limits.record_bytes as u64;
+            if idle || (was < due && due <= order.backlog.bytes) {
+                self.wake_journal.notify_one();
+            }
         }
     }
 
@@ -366,6 +464,19 @@ impl Backlog {
         self.last = number;
         if self.since.back().is_none_or(|&(_, last)| last + ARRIVAL_STEP <= now) {
             self.since.push_back((number, now));
+        }
+    }
+
+    /// Batches up to `upto` have been sent, `batches` of them with rows for the journal.
+    pub(super) fn remove(&mut self, upto: BatchNo, batches: u64, bytes: u64) {
+        self.batches = self.batches.saturating_sub(batches);
+        self.bytes = self.bytes.saturating_sub(bytes);
+        // An arrival stands for all up to the next one: the last that may still be waiting stays.
+        while self.since.get(1).is_some_and(|&(next, _)| next.0 <= upto.0 + 1) {
+            self.since.pop_front();
+        }
+        if self.last <= upto {
+            self.since.clear();
         }
     }
 }

@@ -1,3 +1,5 @@
 //! What works on whole volumes: making one, recovery from what is left of one.
 
+mod catch_up;
 pub mod format;
+pub mod recovery;

@@ -8,10 +8,11 @@ mod tail;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub(crate) use self::format::{LogSegmentId, LoggedBatch, decode_batch, encode_batch};
+pub(crate) use self::format::{LogSegmentId, LoggedBatch, encode_batch};
 use self::format::{RawRecord, SEGMENT_HEADER_BYTES, encode_record, encode_segment_header};
 pub(super) use self::tail::{LogTail, TailBatch};
 use crate::base::ids::BatchNo;
+use crate::commit::batch::is_synced;
 use crate::store::Result;
 use crate::store::device::{Device, Directory};
 
@@ -156,9 +157,18 @@ impl Log {
         old.map(|(id, _)| id.file_name()).collect()
     }
 
-    /// True if [`Self::trim`] would remove something.
-    pub(super) fn can_trim(&self, from: BatchNo) -> bool {
-        self.segments.iter().any(|(&id, segment)| Some(id) != self.current && segment.last < from)
+    /// Visits the batches above `batch` that have rows for the journal, with the bytes of their rows.
+    pub(super) fn read_above(&self, batch: BatchNo, visit: &mut dyn FnMut(BatchNo, usize)) -> Result<()> {
+        let mut tail = LogTail::above(batch);
+        while let Some(read) = tail.plan(self) {
+            for batch in read.run()? {
+                tail.advance(&batch);
+                if batch.logged.writes.iter().any(|write| is_synced(write.table)) {
+                    visit(batch.batch, batch.bytes);
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn directory(&self) -> Arc<dyn Directory> {
