@@ -1,3 +1,5 @@
 //! Entry point of `gravitonfs`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    gravitonfs::cli::main()
+}

@@ -52,6 +52,15 @@ pub fn find(state_root: &Path, mountpoint: &Path) -> Option<Entry> {
     (holder.pid == entry.pid && entry.mountpoint == mountpoint).then_some(entry)
 }
 
+/// The running mount of `volume` (in canonical form).
+#[must_use]
+pub fn find_volume(state_root: &Path, volume: &str) -> Option<Entry> {
+    let listing = std::fs::read_dir(state_root.join("mounts")).ok()?;
+    let entries = listing.filter_map(|file| read(&file.ok()?.path()));
+    let mut mounted = entries.filter(|entry| entry.volume == volume);
+    mounted.find_map(|entry| find(state_root, &entry.mountpoint))
+}
+
 fn path_of(state_root: &Path, mountpoint: &Path) -> PathBuf {
     let name = Hash::of(mountpoint.as_os_str().as_encoded_bytes());
     state_root.join("mounts").join(format!("{name}.json"))
@@ -86,6 +95,8 @@ mod tests {
         let lock = LocalLock::take("mem:", &state_dir, Path::new(odd)).expect("free");
         assert_eq!(find(root.path(), Path::new(odd)), Some(entry.clone()));
         assert_eq!(find(root.path(), Path::new("/mnt/with space")), None);
+        assert_eq!(find_volume(root.path(), "mem:"), Some(entry.clone()));
+        assert_eq!(find_volume(root.path(), "file:///other"), None);
         drop(lock);
         assert_eq!(find(root.path(), Path::new(odd)), None);
         entry.withdraw(root.path());

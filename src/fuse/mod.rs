@@ -1,1 +1,18 @@
 //! Kernel protocol to vfs calls and back; the only user of `fuser`.
+//!
+//! Requests arrive on one or two plain threads. What touches only memory and local metadata is answered there; what may
+//! wait hands its reply over to the runtime (`handoff.rs`), so that a reader thread never waits for the network.
+
+mod adapter;
+mod convert;
+mod directory;
+mod errno;
+mod handoff;
+mod reply;
+mod selftest;
+mod session;
+
+pub use adapter::{Adapter, AdapterParts};
+pub use convert::Presentation;
+pub use selftest::{PROBE_BYTES, SelfTest};
+pub use session::Session;

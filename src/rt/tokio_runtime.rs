@@ -39,6 +39,12 @@ impl TokioRuntime {
         Arc::new(TokioSpawner { handle: self.runtime.handle().clone() })
     }
 
+    /// For threads that poll futures themselves: what these reach may need a runtime's timers and sockets around it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.runtime.handle().clone()
+    }
+
     /// The machine's clock, with timers on this runtime.
     #[must_use]
     pub fn clock(&self) -> Arc<SystemClock> {

@@ -1,0 +1,94 @@
+//! `gravitonfs mount`: check what was typed, become a daemon, open the volume, serve.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::args;
+use super::daemon::{Reporter, Side, detach, set_io_flusher};
+use super::engine::{Engine, EngineConfig};
+use super::environment::{LocalRoots, log_filter};
+use super::exit::{Failure, Result};
+use super::mountpoint::{prepare, resolve};
+use super::options::MountOptions;
+use super::serve::{Mount, Mounting, block_signals};
+use super::volume::Volume;
+use crate::rt::TokioRuntime;
+
+/// Threads for futures; the CPU work of flushing has a pool of its own.
+const WORKER_THREADS: usize = 2;
+
+/// Threads for file I/O and for cutting, hashing and compressing.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// How long background work may take to notice that the mount has ended.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+
+/// What was asked for, checked as far as that is possible without touching anything.
+struct Request {
+    volume: Volume,
+    mountpoint: PathBuf,
+    create: bool,
+    options: MountOptions,
+    roots: LocalRoots,
+}
+
+/// Mounts a volume. Returns when the root answers; in the foreground, when the mount has ended.
+///
+/// # Errors
+/// Whatever keeps the volume from being mounted.
+pub fn mount(arguments: &args::Mount, roots: LocalRoots) -> Result<()> {
+    let volume = arguments.volume.parse::<Volume>();
+    let request = Request {
+        volume: volume.map_err(|cause| Failure::usage(&arguments.volume, cause))?,
+        mountpoint: resolve(&arguments.mountpoint)?,
+        create: arguments.create,
+        options: MountOptions::parse(&arguments.options)?,
+        roots,
+    };
+    if arguments.foreground {
+        let mut reporter = Reporter::foreground();
+        return serve(request, &mut reporter);
+    }
+    match detach()? {
+        Side::Parent(outcome) => outcome,
+        Side::Child(mut reporter) => match serve(request, &mut reporter) {
+            Ok(()) => Ok(()),
+            // Not heard by anybody: it is in the log, and the exit code tells whoever waits for the process.
+            Err(failure) => match reporter.failed(failure) {
+                Some(failure) => Err(failure),
+                None => std::process::exit(0),
+            },
+        },
+    }
+}
+
+fn serve(request: Request, reporter: &mut Reporter) -> Result<()> {
+    block_signals()?;
+    set_io_flusher();
+    prepare(&request.mountpoint, request.create)?;
+    let started = TokioRuntime::new(WORKER_THREADS, BLOCKING_THREADS_MAX);
+    let runtime = started.map_err(|error| Failure::io("runtime", "start threads", error))?;
+    let filter = log_filter();
+    let config = EngineConfig {
+        volume: &request.volume,
+        mountpoint: &request.mountpoint,
+        create: request.create,
+        options: &request.options,
+        roots: &request.roots,
+        log_filter: filter.as_deref(),
+    };
+    let engine = Arc::new(runtime.block_on(Engine::open(&runtime, &config, reporter))?);
+    let line = format!("{} is mounted on {}", request.volume, request.mountpoint.display());
+    let mount = Mount::start(Mounting {
+        engine,
+        runtime,
+        mountpoint: request.mountpoint,
+        options: request.options,
+        state_root: request.roots.state,
+    })?;
+    reporter.ready(&line);
+    let (outcome, runtime) = mount.run();
+    runtime.shutdown(SHUTDOWN_GRACE);
+    outcome
+}

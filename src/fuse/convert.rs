@@ -1,0 +1,190 @@
+//! Values of the kernel protocol and of the vfs, one as the other.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+
+use crate::base::attr::FileKind;
+use crate::base::ids::Ino;
+use crate::base::name::Name;
+use crate::base::time::Timestamp;
+use crate::vfs::{AllocateMode, Attr, Caller, OpenFlags, Result, SetTime};
+
+/// What programs are told to read and write at a time, in bytes. `cp` then sends requests of 1 MiB, the most the kernel
+/// lets through, instead of 128 KiB.
+const PREFERRED_IO_BYTES: u32 = 1 << 20;
+
+/// The same for everything that is not a regular file.
+const OTHER_IO_BYTES: u32 = 4096;
+
+/// How attributes are shown, where a mount option overrides what is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Presentation {
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// Permission bits hidden from every file.
+    pub umask: u32,
+}
+
+impl Presentation {
+    /// `attr` as the kernel shall show it.
+    pub(super) fn show(&self, attr: &Attr) -> FileAttr {
+        let is_regular = attr.kind == FileKind::Regular;
+        FileAttr {
+            ino: INodeNo(attr.ino.0),
+            size: attr.size,
+            blocks: attr.blocks,
+            atime: system_time(attr.atime),
+            mtime: system_time(attr.mtime),
+            ctime: system_time(attr.ctime),
+            crtime: system_time(attr.btime),
+            kind: file_type(attr.kind),
+            perm: u16::try_from(attr.mode & 0o7777 & !self.umask).expect("twelve bits"),
+            nlink: attr.nlink,
+            uid: self.uid.unwrap_or(attr.uid),
+            gid: self.gid.unwrap_or(attr.gid),
+            rdev: attr.rdev,
+            blksize: if is_regular { PREFERRED_IO_BYTES } else { OTHER_IO_BYTES },
+            flags: 0,
+        }
+    }
+}
+
+/// What the kernel takes for "no such entry, and remember it": inode 0.
+pub(super) fn negative_entry() -> FileAttr {
+    FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 0,
+        flags: 0,
+    }
+}
+
+pub(super) fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::Directory => FileType::Directory,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Regular => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+fn system_time(time: Timestamp) -> SystemTime {
+    let nanos = Duration::from_nanos(u64::from(time.nanos));
+    let whole = Duration::from_secs(time.secs.unsigned_abs());
+    let seconds = match time.secs < 0 {
+        true => UNIX_EPOCH.checked_sub(whole),
+        false => UNIX_EPOCH.checked_add(whole),
+    };
+    // Only seconds near the ends of 64 bits have no time.
+    seconds.and_then(|seconds| seconds.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn timestamp(time: SystemTime) -> Timestamp {
+    let (secs, nanos) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),
+        Err(error) => {
+            let before = error.duration();
+            let nanos = (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000;
+            (-i128::from(before.as_secs()) - i128::from(nanos != 0), nanos)
+        }
+    };
+    Timestamp { secs: i64::try_from(secs).expect("time_t has 64 bits"), nanos }
+}
+
+pub(super) fn set_time(time: TimeOrNow) -> SetTime {
+    match time {
+        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+        TimeOrNow::Now => SetTime::Now,
+    }
+}
+
+pub(super) fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+pub(super) fn name(name: &OsStr) -> Result<Name> {
+    Ok(Name::new(name.as_bytes())?)
+}
+
+pub(super) fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+}
+
+pub(super) fn open_flags(flags: i32) -> OpenFlags {
+    // O_SYNC holds the bit of O_DSYNC.
+    OpenFlags { truncate: flags & libc::O_TRUNC != 0, sync: flags & libc::O_DSYNC != 0 }
+}
+
+/// What a mode of `fallocate(2)` asks for, and whether the size stays; None for modes that are not supported.
+pub(super) fn allocate_mode(mode: i32) -> Option<(AllocateMode, bool)> {
+    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+    let what = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+        0 => AllocateMode::Allocate,
+        libc::FALLOC_FL_PUNCH_HOLE if keep_size => AllocateMode::PunchHole,
+        libc::FALLOC_FL_ZERO_RANGE => AllocateMode::ZeroRange,
+        _ => return None,
+    };
+    Some((what, keep_size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_both_ways_also_before_1970() {
+        for (secs, nanos) in [(0, 0), (1, 999_999_999), (-1, 0), (-2, 800_000_000), (1 << 40, 1)] {
+            let time = Timestamp { secs, nanos };
+            assert_eq!(timestamp(system_time(time)), time);
+        }
+    }
+
+    #[test]
+    fn overrides_are_shown_and_nothing_else_changes() {
+        let zero = Timestamp::default();
+        let attr = Attr {
+            ino: Ino(7),
+            kind: FileKind::Regular,
+            mode: 0o4755,
+            nlink: 1,
+            uid: 1,
+            gid: 2,
+            rdev: 0,
+            size: 10,
+            blocks: 8,
+            atime: zero,
+            mtime: zero,
+            ctime: zero,
+            btime: zero,
+        };
+        let plain = Presentation::default().show(&attr);
+        assert_eq!((plain.uid, plain.gid, plain.perm, plain.size), (1, 2, 0o4755, 10));
+        let shown = Presentation { uid: Some(9), gid: None, umask: 0o22 }.show(&attr);
+        assert_eq!((shown.uid, shown.gid, shown.perm), (9, 2, 0o4755 & !0o22));
+    }
+
+    #[test]
+    fn o_sync_and_o_dsync_both_ask_for_synchronous_writes() {
+        for flags in [libc::O_SYNC, libc::O_DSYNC] {
+            assert_eq!(open_flags(flags), OpenFlags { truncate: false, sync: true });
+        }
+        assert_eq!(open_flags(libc::O_TRUNC), OpenFlags { truncate: true, sync: false });
+    }
+}
