@@ -7,6 +7,7 @@ use super::daemon::Reporter;
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
 use super::format::{open_or_create, weak_fencing};
+use super::host;
 use super::lock::LocalLock;
 use super::options::{Durability, MountOptions};
 use super::report::{Progress, Requests, SCHEMA, State, Status};
@@ -17,14 +18,15 @@ use crate::backend::redb::RedbKv;
 use crate::base::ids::WriterId;
 use crate::base::limits::{GIB, KIB, MIB};
 use crate::base::time::Random;
-use crate::commit::{Committer, CommitterParts, Limits};
+use crate::commit::{Committer, Limits};
 use crate::content::block_cache::BlockCache;
 use crate::content::chunker::ChunkSizes;
 use crate::content::frame::Compression;
-use crate::content::framed::{FramedBlockStore, FramedOptions, FramedParts, Pending};
+use crate::content::framed::{FramedBlockStore, FramedOptions, FramedParts, Pending, RecoveredBlocks};
 use crate::content::pack_cache::{PackCache, PackCacheLimits};
 use crate::content::single::{SingleBlockStore, SingleParts};
 use crate::content::spill::{SpillBudget, SpillLimits};
+use crate::maint::recovery::{self, Access, Claim, MountError, MountParts};
 use crate::rt::{SemaphoreLimit, SystemRandom, TokioRuntime};
 use crate::store;
 use crate::store::block::{BlockIndex, BlockStore};
@@ -32,7 +34,7 @@ use crate::store::device::Directory;
 use crate::store::object::Fencing;
 use crate::store::schema::merge::SchemaMerge;
 use crate::store::superblock::{BlockCodec, Layout, Superblock};
-use crate::vfs::{self, MetadataIndex, Tier, Vfs, VfsOptions, VfsParts};
+use crate::vfs::{self, MetadataIndex, StagedUploads, Tier, Vfs, VfsOptions, VfsParts};
 
 /// Memory for buffers and caches unless `-o memory` says otherwise, in bytes.
 const MEMORY_BYTES_DEFAULT: u64 = 256 * MIB;
@@ -94,6 +96,13 @@ impl Blocks {
         match self {
             Self::Framed(store) => store.pending(),
             Self::Single(store) => store.pending(),
+        }
+    }
+
+    async fn recover(&self) -> store::Result<RecoveredBlocks> {
+        match self {
+            Self::Framed(store) => store.recover().await,
+            Self::Single(store) => store.recover().await,
         }
     }
 
@@ -207,22 +216,39 @@ impl Engine {
             opened => opened,
         };
         let kv = RedbKv::open(device.map_err(failed)?, shares.metadata / 2).map_err(failed)?;
-        let commit = Committer::open(CommitterParts {
+        let access = match read_only {
+            true => Access::ReadOnly,
+            false => Access::Write(Claim {
+                host: host::name(&roots.state, &*random)
+                    .map_err(|error| Failure::io(roots.state.display(), "read host-id", error))?,
+                boot_id: host::boot_id(),
+                writer,
+                tier: options.durability.as_str().to_owned(),
+                takeover: options.takeover,
+            }),
+        };
+        let parts = MountParts {
             kv: Arc::new(kv),
             log: local(&state_dir.join("log"))?,
+            objects: objects.store.clone(),
             rules: Arc::new(SchemaMerge),
             clock: clock.clone(),
             spawner: spawner.clone(),
             limits: Limits::default(),
-        })
-        .map_err(failed)?;
+            volume: superblock.volume_id(),
+            access,
+        };
+        let report = |progress| tracing::info!(?progress, "recover");
+        let mounted = recovery::mount(parts, &report).await.map_err(|error| not_taken(volume, error))?;
+        let commit = mounted.committer;
         index.attach(commit.clone());
 
-        let recovered = match &blocks {
-            Blocks::Framed(store) => store.recover().await,
-            Blocks::Single(store) => store.recover().await,
+        // A reader sends nothing, so what is staged waits for the next writer.
+        let staged_blocks = match read_only {
+            true => RecoveredBlocks::default(),
+            false => blocks.recover().await.map_err(failed)?,
         };
-        let recovered = recovered.map_err(failed)?;
+        commit.attach_staging(Arc::new(StagedUploads::new(blocks.store(), &staged_blocks.tickets)));
         let chunks = superblock.block_bytes;
         let vfs = Vfs::open(VfsParts {
             commit: commit.clone(),
@@ -244,8 +270,12 @@ impl Engine {
             },
         });
         let vfs = vfs.map_err(|error| vfs_failure(volume, error))?;
-        let reattached = vfs.recover_overlays().await.map_err(|error| vfs_failure(volume, error))?;
-        tracing::info!(volume = %superblock.volume_id(), packs = recovered.packs, reattached, "open");
+        if !read_only {
+            let files = vfs.recover_overlays().await.map_err(|error| vfs_failure(volume, error))?;
+            tracing::info!(packs = staged_blocks.packs, files, "take up what was staged");
+        }
+        let (volume_id, epoch, rebuilt) = (superblock.volume_id(), mounted.epoch.0, mounted.rebuilt);
+        tracing::info!(%volume_id, epoch, rebuilt, "open");
         Ok(Self {
             volume: volume.clone(),
             superblock,
@@ -307,18 +337,26 @@ impl Engine {
         self.vfs.sync_all().await.map_err(|error| vfs_failure(&self.volume, error))
     }
 
-    /// Sends everything to the store and ends the work in the background. Nothing may use the filesystem any more.
+    /// Sends everything to the store, releases the volume and ends the work in the background. Nothing may use the
+    /// filesystem any more.
     ///
     /// # Errors
-    /// Of the store and the disk.
+    /// Of the store and the disk; what has not reached the store is safe on this machine then.
     pub async fn close(&self) -> Result<()> {
         let failed = |error: store::Error| Failure::store(&self.volume, &error);
-        if !self.read_only {
-            self.sync().await?;
-            self.blocks.drain().await.map_err(failed)?;
+        if self.read_only {
+            self.blocks.shutdown().await;
+            return self.commit.stop().await.map_err(failed);
         }
+        self.sync().await?;
+        self.blocks.drain().await.map_err(failed)?;
+        let closed = self.commit.close().await.map_err(failed);
         self.blocks.shutdown().await;
-        self.commit.close().await.map_err(failed)
+        if self.volume == Volume::Memory {
+            // Its objects go with this process, so what is here describes nothing.
+            let _ = std::fs::remove_dir_all(&self.state_dir);
+        }
+        closed
     }
 
     /// Everything `status` reports but where the volume is mounted.
@@ -423,6 +461,20 @@ fn unusable(volume: &Volume) -> Failure {
         "the superblock's block lengths cannot be cut",
         "restore it from a copy",
     )
+}
+
+fn not_taken(volume: &Volume, error: MountError) -> Failure {
+    match error {
+        MountError::Held(_) => {
+            let advice = "unmount it there; if that host is gone for good: -o takeover";
+            Failure::new(Code::Fenced, volume, error, advice)
+        }
+        MountError::Diverged { .. } => {
+            let advice = "move this volume's state directory away to mount what the bucket holds";
+            Failure::new(Code::Fenced, volume, error, advice)
+        }
+        MountError::Store(error) => Failure::store(volume, &error),
+    }
 }
 
 fn vfs_failure(volume: &Volume, error: vfs::Error) -> Failure {

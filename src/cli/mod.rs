@@ -10,6 +10,7 @@ pub mod engine;
 pub mod environment;
 pub mod exit;
 pub mod format;
+pub mod host;
 pub mod lifecycle;
 pub mod lock;
 pub mod mount;
