@@ -93,21 +93,23 @@ const ROW_OVERHEAD: usize = 8;
 /// Longest key in bytes: its length is stored in 16 bits.
 const KEY_BYTES_MAX: usize = u16::MAX as usize;
 
+/// Answers what a row is before the batch.
+pub(super) type Read<'a> = dyn Fn(Table, &[u8]) -> Result<Option<Vec<u8>>> + 'a;
+
+/// Rows as a batch or a record leaves them; None for one that is removed.
+pub(super) type Rows = BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>;
+
 /// Checks `batch` against what `read` answers and turns it into absolute writes, one per row, in order of table and key.
 /// Pure: changes nothing.
 ///
 /// # Errors
 /// `Precondition` if an expectation does not hold; `Internal` for a batch beyond [`BATCH_BYTES_MAX`] or rules that do
 /// not end; of the rules and of `read`.
-pub(super) fn resolve(
-    batch: &Batch,
-    rules: &dyn MergeRules,
-    read: &dyn Fn(Table, &[u8]) -> Result<Option<Vec<u8>>>,
-) -> Result<Vec<Write>> {
+pub(super) fn resolve(batch: &Batch, rules: &dyn MergeRules, read: &Read<'_>) -> Result<Vec<Write>> {
     for expect in &batch.expects {
         check(expect, read)?;
     }
-    let mut rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>> = BTreeMap::new();
+    let mut rows = Rows::new();
     for op in &batch.ops {
         match op {
             Op::Put { table, key, value } => rows.insert((*table, key.clone()), Some(value.clone())),
@@ -123,7 +125,7 @@ pub(super) fn resolve(
     Ok(writes)
 }
 
-fn check(expect: &Expect, read: &dyn Fn(Table, &[u8]) -> Result<Option<Vec<u8>>>) -> Result<()> {
+fn check(expect: &Expect, read: &Read<'_>) -> Result<()> {
     let (table, key, holds) = match expect {
         Expect::Present { table, key } => (table, key, read(*table, key)?.is_some()),
         Expect::Absent { table, key } => (table, key, read(*table, key)?.is_none()),
@@ -142,12 +144,7 @@ fn check(expect: &Expect, read: &dyn Fn(Table, &[u8]) -> Result<Option<Vec<u8>>>
     Err(Error::new(Kind::Precondition, format!("submit: row {what} table={} key={key:02x?}", table.0)))
 }
 
-fn merge(
-    delta: &Delta,
-    rules: &dyn MergeRules,
-    read: &dyn Fn(Table, &[u8]) -> Result<Option<Vec<u8>>>,
-    rows: &mut BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
-) -> Result<()> {
+fn merge(delta: &Delta, rules: &dyn MergeRules, read: &Read<'_>, rows: &mut Rows) -> Result<()> {
     let mut queue = VecDeque::from([delta.clone()]);
     for _ in 0..FOLLOW_MAX {
         let Some(delta) = queue.pop_front() else { return Ok(()) };

@@ -157,3 +157,73 @@ impl Root {
         Ok(Some(Self { volume, head, batch, rows, parts }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> Root {
+        let head = Head { seq: Seq(2), epoch: Epoch(3), chain: Hash::of(b"chain") };
+        let part = PartRef { first: (Table(1), b"k".to_vec()), hash: Hash::of(b"part"), len: 9 };
+        Root { volume: VolumeId(1), head, batch: BatchNo(4), rows: vec![(Table(1), 5)], parts: vec![part] }
+    }
+
+    #[test]
+    fn a_root_has_the_documented_bytes() {
+        let bytes = root().encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let documented = [
+            "47465352",                         // magic
+            "0100",                             // version
+            "0000",                             // reserved
+            "01000000000000000000000000000000", // volume
+            "0200000000000000",                 // sequence
+            "0300000000000000",                 // epoch
+            &Hash::of(b"chain").to_string(),
+            "0400000000000000", // batch
+            "01000000",         // tables
+            "01",
+            "0500000000000000", // table 1: five rows
+            "01000000",         // parts
+            "01",
+            "01000000",
+            "6b", // first row
+            &Hash::of(b"part").to_string(),
+            "0900000000000000", // length
+            &Hash::of(&bytes[..bytes.len() - 32]).to_string(),
+        ];
+        assert_eq!(hex, documented.concat());
+        assert_eq!(Root::decode(&bytes, VolumeId(1), Seq(2)).expect("readable"), root());
+    }
+
+    #[test]
+    fn a_root_of_another_place_or_damaged_anywhere_is_refused() {
+        let bytes = root().encode();
+        let kind = |bytes: &[u8], volume, seq| {
+            Root::decode(bytes, VolumeId(volume), Seq(seq)).map(|_| ()).map_err(|error| error.kind)
+        };
+        assert_eq!(kind(&bytes, 1, 3), Err(Kind::Corrupt));
+        assert_eq!(kind(&bytes, 2, 2), Err(Kind::Corrupt));
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert_eq!(kind(&damaged, 1, 2), Err(Kind::Corrupt), "byte {at}");
+            assert_eq!(kind(&bytes[..at], 1, 2), Err(Kind::Corrupt), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_part_has_the_documented_bytes_and_must_match_its_hash() {
+        let mut rows = PartRows::default();
+        rows.add(Table(1), b"k", b"v");
+        let bytes = rows.encode();
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "4746534b0100000009000000000000000900000001010001000000".to_owned() + "6b76");
+        let part = PartRef { first: (Table(1), b"k".to_vec()), hash: Hash::of(&bytes), len: 29 };
+        let write = Write { table: Table(1), key: b"k".to_vec(), value: Some(b"v".to_vec()) };
+        assert_eq!(decode_part(&bytes, &part).expect("readable"), [write]);
+        let mut damaged = bytes;
+        damaged[28] ^= 1;
+        assert_eq!(decode_part(&damaged, &part).map_err(|error| error.kind), Err(Kind::Corrupt));
+    }
+}

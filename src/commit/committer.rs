@@ -56,8 +56,8 @@ pub struct Limits {
     pub layer_bytes: usize,
     /// Bytes of one log segment.
     pub segment_bytes: u64,
-    /// Bytes of log one journal record is cut at. Larger records compress better and cost fewer requests; a record is
-    /// in memory twice while it is made.
+    /// Bytes of rows one journal record is cut at. Larger records compress better and cost fewer requests; a record is
+    /// in memory twice while it is made, and readers accept 64 MiB.
     pub record_bytes: usize,
     /// How long a change may wait in memory before it is applied.
     pub apply_age: Duration,
@@ -336,6 +336,13 @@ impl Committer {
         batch.put(row.table, row.key, row.value.unwrap_or_default());
         let ticket = self.submit(batch)?;
         self.flush(ticket).await
+    }
+
+    /// # Errors
+    /// Why changes are refused, if they are: `Fenced`, or what left it uncertain what is durable here.
+    pub fn check(&self) -> Result<()> {
+        self.shared.latch.check()?;
+        self.shared.fenced.check()
     }
 
     /// What the bucket lacks.

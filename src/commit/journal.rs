@@ -198,7 +198,10 @@ impl JournalTask {
                 return Ok(true);
             }
             tokio::select! {
-                acknowledged = ticket.acknowledged() => acknowledged.map_err(|_| End::Stopped)?,
+                acknowledged = ticket.acknowledged() => acknowledged.map_err(|error| {
+                    self.shared.fenced.close(&error);
+                    End::Refused
+                })?,
                 _ = self.stopping.wait_for(|stop| *stop) => return Err(End::Stopped),
             };
         }
@@ -240,7 +243,13 @@ impl JournalTask {
     async fn send(&mut self, record: EncodedRecord) -> std::result::Result<(), End> {
         let mut pause = PAUSE;
         loop {
-            let error = match put_record(&*self.journal.objects, self.journal.volume, &record).await {
+            let put = put_record(&*self.journal.objects, self.journal.volume, &record);
+            let outcome = tokio::select! {
+                outcome = put => outcome,
+                // Whether it arrives is for the next mount to see.
+                _ = self.stopping.wait_for(|stop| *stop) => return Err(End::Stopped),
+            };
+            let error = match outcome {
                 Ok(()) => return Ok(()),
                 Err(error) if error.kind == Kind::Fenced => {
                     self.shared.fenced.close(&error);

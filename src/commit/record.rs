@@ -1,17 +1,16 @@
 //! Journal records: what one object `journal/<seq>` holds (docs/format.md, "Journal").
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 
+use super::batch::{Rows, is_synced};
 use super::log::LoggedBatch;
 use super::rows::{decode_row, encode_row};
-use super::{batch::is_synced, system::Head};
+use super::system::Head;
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::base::hash::{Hash, Hasher};
 use crate::base::ids::{BatchNo, Epoch, Seq, VolumeId, WriterId};
 use crate::base::limits::MIB;
-use crate::store::kv::{Table, Write};
+use crate::store::kv::Write;
 use crate::store::{Error, Kind, Result};
 
 const MAGIC: [u8; 4] = *b"GFSJ";
@@ -69,7 +68,7 @@ fn chain(prev: Hash, record: Hash) -> Hash {
 /// The rows of several batches, the last change of each: a record is atomic, so what lies between is nobody's.
 #[derive(Default)]
 pub(super) struct Coalesced {
-    rows: BTreeMap<(Table, Vec<u8>), Option<Vec<u8>>>,
+    rows: Rows,
 }
 
 impl Coalesced {
@@ -129,31 +128,16 @@ pub(crate) fn decode_record(bytes: &[u8], volume: VolumeId, seq: Seq) -> Result<
     if hash.0 != trailer {
         return Err(corrupt("bytes do not match their hash"));
     }
-    let decode = || -> std::result::Result<Option<(RecordHeader, u8, u64, &[u8])>, DecodeError> {
-        let mut r = Reader::new("journal record", front);
-        let (magic, version, codec, _) = (r.array::<4>()?, r.u16()?, r.u8()?, r.u8()?);
-        if magic != MAGIC {
-            return Err(r.malformed());
-        }
-        if version != VERSION {
-            return Ok(None);
-        }
-        let (volume, seq, epoch) = (VolumeId(r.u128()?), Seq(r.u64()?), Epoch(r.u64()?));
-        let (writer, prev) = (WriterId(r.u128()?), Hash(r.array()?));
-        let (first, last, raw_len) = (BatchNo(r.u64()?), BatchNo(r.u64()?), r.u64()?);
-        let stored = r.sized()?;
-        r.finish()?;
-        Ok(Some((RecordHeader { volume, seq, epoch, writer, prev, first, last }, codec, raw_len, stored)))
-    };
-    let decoded = decode().map_err(|error| corrupt(&error.to_string()))?;
-    let Some((header, codec, raw_len, stored)) = decoded else {
+    let decoded = decode_front(front).map_err(|error| corrupt(&error.to_string()))?;
+    let Some((header, body)) = decoded else {
         let text = format!("journal record {:016x}: written by a newer version", seq.0);
         return Err(Error::new(Kind::Precondition, text));
     };
     if header.volume != volume || header.seq != seq {
         return Err(corrupt("belongs to another volume or place"));
     }
-    let body = decompress(codec, stored, raw_len).ok_or_else(|| corrupt("body does not decompress"))?;
+    let body = decompress(body.codec, body.stored, body.raw_len)
+        .ok_or_else(|| corrupt("body does not decompress"))?;
     let mut r = Reader::new("journal rows", &body);
     let mut writes = Vec::new();
     while r.remaining() > 0 {
@@ -165,6 +149,32 @@ pub(crate) fn decode_record(bytes: &[u8], volume: VolumeId, seq: Seq) -> Result<
         writes.push(write);
     }
     Ok(Record { header, writes, hash })
+}
+
+/// Rows as they are stored.
+struct Body<'a> {
+    codec: u8,
+    raw_len: u64,
+    stored: &'a [u8],
+}
+
+/// Header and body, or None for a version this program does not know.
+fn decode_front(bytes: &[u8]) -> std::result::Result<Option<(RecordHeader, Body<'_>)>, DecodeError> {
+    let mut r = Reader::new("journal record", bytes);
+    let (magic, version, codec, _) = (r.array::<4>()?, r.u16()?, r.u8()?, r.u8()?);
+    if magic != MAGIC {
+        return Err(r.malformed());
+    }
+    if version != VERSION {
+        return Ok(None);
+    }
+    let (volume, seq, epoch) = (VolumeId(r.u128()?), Seq(r.u64()?), Epoch(r.u64()?));
+    let (writer, prev) = (WriterId(r.u128()?), Hash(r.array()?));
+    let (first, last, raw_len) = (BatchNo(r.u64()?), BatchNo(r.u64()?), r.u64()?);
+    let stored = r.sized()?;
+    r.finish()?;
+    let header = RecordHeader { volume, seq, epoch, writer, prev, first, last };
+    Ok(Some((header, Body { codec, raw_len, stored })))
 }
 
 /// The codec and the stored form of rows.
@@ -185,4 +195,107 @@ pub(super) fn decompress(codec: u8, stored: &[u8], raw_len: u64) -> Option<Vec<u
         _ => return None,
     };
     (raw.len() == capacity).then_some(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> RecordHeader {
+        RecordHeader {
+            volume: VolumeId(1),
+            seq: Seq(2),
+            epoch: Epoch(3),
+            writer: WriterId(4),
+            prev: Hash::of(b"before"),
+            first: BatchNo(5),
+            last: BatchNo(6),
+        }
+    }
+
+    fn rows() -> Vec<Write> {
+        vec![
+            Write { table: Table(1), key: b"k".to_vec(), value: Some(b"v".to_vec()) },
+            Write { table: Table(2), key: b"gone".to_vec(), value: None },
+        ]
+    }
+
+    use crate::store::kv::Table;
+
+    #[test]
+    fn a_record_has_the_documented_bytes() {
+        let record = encode_record(&header(), &rows());
+        let hex: String = record.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let documented = concat!(
+            "4746534a",                         // magic
+            "0100",                             // version
+            "00",                               // codec
+            "00",                               // reserved
+            "01000000000000000000000000000000", // volume
+            "0200000000000000",                 // sequence
+            "0300000000000000",                 // epoch
+            "04000000000000000000000000000000", // writer
+            "PREV",
+            "0500000000000000", // first batch
+            "0600000000000000", // last batch
+            "1400000000000000", // bytes of rows
+            "14000000",         // stored bytes
+            "01",
+            "0100",
+            "01000000",
+            "6b",
+            "76", // table 1: k = v
+            "02",
+            "0400",
+            "ffffffff",
+            "676f6e65", // table 2: gone is removed
+            "HASH",
+        );
+        let documented = documented.replace("PREV", &Hash::of(b"before").to_string());
+        let front: Vec<u8> = record.bytes[..record.bytes.len() - 32].to_vec();
+        assert_eq!(hex, documented.replace("HASH", &Hash::of(&front).to_string()));
+        assert_eq!(record.head.chain.to_string(), CHAIN);
+        let read = decode_record(&record.bytes, VolumeId(1), Seq(2)).expect("readable");
+        assert_eq!((read.header, &read.writes, read.head()), (header(), &rows(), record.head));
+    }
+
+    const CHAIN: &str = "2fd8b3fb3399a8231c5fb8590719375137a834865d39974c0d6d30dc9cf826e6";
+
+    #[test]
+    fn a_record_of_another_place_version_or_length_is_refused() {
+        let bytes = encode_record(&header(), &rows()).bytes;
+        let kind = |bytes: &[u8], volume, seq| {
+            decode_record(bytes, VolumeId(volume), Seq(seq)).map(|_| ()).map_err(|error| error.kind)
+        };
+        assert_eq!(kind(&bytes, 1, 3), Err(Kind::Corrupt));
+        assert_eq!(kind(&bytes, 9, 2), Err(Kind::Corrupt));
+        for len in 0..bytes.len() {
+            assert_eq!(kind(&bytes[..len], 1, 2), Err(Kind::Corrupt), "cut at {len}");
+        }
+        let with = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut front = bytes[..bytes.len() - 32].to_vec();
+            change(&mut front);
+            let hash = Hash::of(&front);
+            front.extend(hash.0);
+            kind(&front, 1, 2)
+        };
+        assert_eq!(with(&|front| front[4] = 2), Err(Kind::Precondition), "a newer version");
+        assert_eq!(with(&|front| front[6] = 7), Err(Kind::Corrupt), "an unknown codec");
+        let table_at = front_len() + 4;
+        assert_eq!(with(&|front| front[table_at] = 0x80), Err(Kind::Corrupt), "a local table");
+    }
+
+    fn front_len() -> usize {
+        8 + 16 + 8 + 8 + 16 + 32 + 8 + 8 + 8
+    }
+
+    #[test]
+    fn long_records_are_compressed_and_read_back() {
+        let write =
+            |n: u32| Write { table: Table(1), key: n.to_be_bytes().to_vec(), value: Some(vec![7; 90]) };
+        let rows: Vec<_> = (0..5000).map(write).collect();
+        let record = encode_record(&header(), &rows);
+        assert!(record.bytes.len() < 60_000, "{}", record.bytes.len());
+        assert_eq!(decode_record(&record.bytes, VolumeId(1), Seq(2)).expect("readable").writes, rows);
+    }
 }

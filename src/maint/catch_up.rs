@@ -65,10 +65,13 @@ pub(super) async fn catch_up(
     report: &Report<'_>,
 ) -> std::result::Result<(), MountError> {
     let objects = &*parts.objects;
-    check_known(objects, row.head.seq).await?;
     let records = list_records(objects, row.head.seq).await?;
-    check_dense(row.head.seq, &records, &list_checkpoints(objects).await?)?;
+    let checkpoints = list_checkpoints(objects).await?;
+    check_dense(row.head.seq, &records, &checkpoints)?;
     if records.is_empty() {
+        if !checkpoints.contains(&row.head.seq) {
+            check_known(objects, row.head.seq).await?;
+        }
         return Ok(());
     }
     let unsent = state.has_unsent(row.batch)?;
@@ -83,7 +86,7 @@ pub(super) async fn catch_up(
     Ok(state.save(row, Vec::new())?)
 }
 
-/// Fails if the record this machine knows as the newest is gone: then the bucket is older than the state (rule R8).
+/// Fails if the record this machine knows as the newest is gone, and nothing stands above or for it: then the bucket is older than the state (rule R8).
 async fn check_known(objects: &dyn ImmutableObjectStore, seq: Seq) -> Result<()> {
     if seq == Seq(0) {
         return Ok(());

@@ -80,7 +80,7 @@ pub type Report<'a> = dyn Fn(Progress) + Send + Sync + 'a;
 pub enum MountError {
     /// Another host has not released the volume.
     #[error("volume is held by host {} (tier {}) since {} s after 1970", .0.host, .0.tier, .0.since.secs)]
-    Held(Holder),
+    Held(Box<Holder>),
     /// Another host has changed the volume while changes of this one had not reached the bucket. Nothing is lost and
     /// nothing was deleted: they are in the local state.
     #[error(
@@ -144,7 +144,7 @@ async fn take(
         if let Some(held) = previous.as_ref().filter(|holder| !holder.released && holder.host != claim.host)
             && !claim.takeover
         {
-            return Err(MountError::Held(held.clone()));
+            return Err(MountError::Held(Box::new(held.clone())));
         }
         // Durable before the record can be: if we die in between, the next mount knows the record for ours.
         if !row.writers.contains(&claim.writer) {

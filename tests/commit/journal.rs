@@ -74,7 +74,7 @@ fn a_checkpoint_serves_without_the_records_before_it() {
         let _ = mounted.committer.submit(random_batch(&random, &mut model)).expect("submits");
     }
     machine.runtime.block_on(mounted.committer.close()).expect("closes");
-    let below: Vec<_> = (1..seq.0).map(|seq| keys::journal(Seq(seq))).collect();
+    let below: Vec<_> = (1..=seq.0).map(|seq| keys::journal(Seq(seq))).collect();
     machine.runtime.block_on(bucket.inner.delete(&below)).expect("deletes");
     let other = Machine::new().recover(&bucket, Access::ReadOnly, small_limits()).expect("rebuilds");
     assert_eq!(rows(&other.committer), synced(&model));

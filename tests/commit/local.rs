@@ -1,15 +1,18 @@
 //! The local tier: log, memory, key-value store.
 
 use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use gravitonfs::backend::memory_device::MemoryDirectory;
 use gravitonfs::base::time::Random as _;
-use gravitonfs::commit::{Batch, Committer, Expect, Limits};
-use gravitonfs::rt::SeededRandom;
+use gravitonfs::commit::system::LOCAL_SYSTEM;
+use gravitonfs::commit::{Batch, Committer, CommitterParts, Expect, Limits};
+use gravitonfs::rt::{SeededRandom, Spawner};
 use gravitonfs::store::Kind;
 use gravitonfs::store::device::Directory as _;
-use gravitonfs::store::kv::Snapshot as _;
+use gravitonfs::store::kv::{Durability, Snapshot as _, Write};
 
 use crate::support::*;
 
@@ -301,4 +304,94 @@ fn a_missing_segment_is_refused() {
         let opened = machine.open(limits).map(|_| ()).map_err(|error| error.kind);
         assert_eq!(opened, Err(Kind::Corrupt), "without segment {missing}");
     }
+}
+
+/// Takes work and never does it.
+struct Idle;
+
+impl Spawner for Idle {
+    fn spawn(&self, _: &'static str, _: Pin<Box<dyn Future<Output = ()> + Send>>) {}
+
+    fn spawn_blocking(&self, _: &'static str, _: Box<dyn FnOnce() + Send>) {}
+}
+
+#[test]
+fn a_submit_that_finds_memory_full_makes_room_itself() {
+    let machine = Machine::new();
+    let parts = machine.parts(small_limits()).expect("opens");
+    let kv = parts.kv.clone();
+    let committer = Committer::open(CommitterParts { spawner: Arc::new(Idle), ..parts }).expect("opens");
+    for n in 0..500u32 {
+        let _ = committer.submit(put(ROWS, &n.to_be_bytes(), &[7; 500])).expect("submits");
+        let applied = dump(&*kv.snapshot().expect("readable"), &[ROWS]).len();
+        assert!(n as usize - applied.min(n as usize) < 40, "16 KiB hold {n} - {applied} rows");
+    }
+    assert_eq!(dump(&committer.view().expect("view"), &[ROWS]).len(), 500);
+}
+
+#[test]
+fn replaying_the_log_twice_equals_replaying_it_once() {
+    let machine = Machine::new();
+    let limits = Limits { memtable_bytes: 4 << 10, layer_bytes: 1 << 10, ..Limits::default() };
+    let random = SeededRandom::new(5);
+    let mut model = Model::new();
+    let committer = machine.open(limits).expect("opens");
+    for _ in 0..300 {
+        let _ = committer.submit(random_batch(&random, &mut model)).expect("submits");
+    }
+    drop(committer);
+    for _ in 0..2 {
+        let parts = machine.parts(limits).expect("opens");
+        // As if the store had forgotten how far it had got, and nothing else.
+        let forget = Write { table: LOCAL_SYSTEM, key: b"applied".to_vec(), value: None };
+        parts.kv.commit(&[forget], Durability::Immediate).expect("commits");
+        let committer = Committer::open(parts).expect("opens");
+        assert_eq!(dump(&committer.view().expect("view"), &ALL), model);
+    }
+}
+
+#[test]
+fn readers_never_see_half_a_batch_nor_a_row_in_neither_place() {
+    let machine = Machine::new();
+    let committer = machine.open(small_limits()).expect("opens");
+    let write = |n: u64| {
+        let mut batch = put(ROWS, b"k", &n.to_le_bytes());
+        batch.put(OTHER, b"k", n.to_le_bytes()).put(LOCAL, n.to_be_bytes(), vec![0; 400]);
+        committer.submit(batch).map(|_| ()).expect("submits");
+    };
+    write(0);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = || {
+            let mut last = 0;
+            while !done.load(Ordering::Acquire) {
+                let view = committer.view().expect("view");
+                let get = |table| number(view.get(table, b"k").expect("readable"));
+                let row = view.get(ROWS, b"k").expect("readable");
+                assert!(row.is_some(), "always there");
+                assert_eq!(get(ROWS), get(OTHER), "a batch is seen whole");
+                assert!(last <= get(ROWS), "time does not go back");
+                last = get(ROWS);
+            }
+        };
+        let readers = [scope.spawn(reader), scope.spawn(reader)];
+        (1..1500).for_each(write);
+        done.store(true, Ordering::Release);
+        readers.into_iter().for_each(|reader| reader.join().expect("no reader failed"));
+    });
+}
+
+#[test]
+fn a_failed_sync_refuses_everything_after_it() {
+    let machine = Machine::new();
+    let parts = machine.parts(Limits::default()).expect("opens");
+    let committer = Committer::open(parts).expect("opens");
+    let ticket = committer.submit(put(ROWS, b"k", b"v")).expect("submits");
+    // A device of before a power cut fails from then on, as a disk that is gone does.
+    machine.power_cut(&SeededRandom::new(1));
+    assert!(machine.runtime.block_on(committer.sync_local(ticket)).is_err());
+    assert!(machine.runtime.block_on(committer.sync_local(ticket)).is_err(), "not retried");
+    assert!(committer.submit(put(ROWS, b"k", b"w")).is_err());
+    assert!(committer.check().is_err());
+    assert_eq!(committer.get(ROWS, b"k").expect("reads go on"), Some(b"v".to_vec()));
 }

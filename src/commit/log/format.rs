@@ -139,3 +139,81 @@ pub(crate) fn decode_batch(payload: &[u8]) -> Result<LoggedBatch, DecodeError> {
 fn count(items: usize) -> u32 {
     u32::try_from(items).expect("a batch is far below 4 GiB")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::kv::Table;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn a_segment_has_the_documented_bytes() {
+        let id = LogSegmentId(2);
+        assert_eq!(id.file_name(), "0000000000000002.log");
+        let header = encode_segment_header(id, BatchNo(3));
+        assert_eq!(hex(&header), "4746534c010000000200000000000000030000000000000000000000e2470483");
+        assert_eq!(decode_segment_header(&header, id), SegmentHeader::Valid(BatchNo(3)));
+        let pack = PackId { writer: WriterId(4), number: 5 };
+        let writes = [
+            Write { table: Table(1), key: b"k".to_vec(), value: Some(b"v".to_vec()) },
+            Write { table: Table(0x90), key: b"g".to_vec(), value: None },
+        ];
+        let payload = encode_batch([pack].into_iter(), &writes);
+        let documented = concat!(
+            "01000000",
+            "04000000000000000000000000000000",
+            "0500000000000000", // needs one pack
+            "02000000",
+            "01",
+            "0100",
+            "01000000",
+            "6b",
+            "76", // k = v
+            "90",
+            "0100",
+            "ffffffff",
+            "67", // g is removed
+        );
+        assert_eq!(hex(&payload), documented);
+        let record = RawRecord { batch: BatchNo(3), synced: BatchNo(1), payload: &payload };
+        let bytes = encode_record(id, &record);
+        let front = concat!(
+            "31000000",
+            "01",
+            "00",
+            "0000",             // length, kind, reserved
+            "0200000000000000", // segment
+            "0300000000000000", // batch
+            "0100000000000000", // durable by then
+            "b44c6a43",         // checksum
+        );
+        assert_eq!(hex(&bytes), front.to_owned() + documented);
+        assert_eq!(decode_record(&bytes, id), Some(record));
+        assert_eq!(
+            decode_batch(&payload).expect("readable"),
+            LoggedBatch { needs: vec![pack], writes: writes.to_vec() }
+        );
+    }
+
+    #[test]
+    fn records_and_headers_of_other_segments_or_versions_do_not_count() {
+        let record = RawRecord { batch: BatchNo(3), synced: BatchNo(1), payload: b"payload" };
+        let bytes = encode_record(LogSegmentId(2), &record);
+        assert_eq!(decode_record(&bytes, LogSegmentId(3)), None);
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert_eq!(decode_record(&damaged, LogSegmentId(2)), None, "byte {at}");
+            assert_eq!(decode_record(&bytes[..at], LogSegmentId(2)), None, "cut at {at}");
+        }
+        let header = encode_segment_header(LogSegmentId(2), BatchNo(1));
+        assert_eq!(decode_segment_header(&header, LogSegmentId(3)), SegmentHeader::Torn);
+        let mut newer = header[..28].to_vec();
+        newer[4] = 9;
+        newer.extend(crc32c(&newer).to_le_bytes());
+        assert_eq!(decode_segment_header(&newer, LogSegmentId(2)), SegmentHeader::Newer(9));
+    }
+}
