@@ -50,6 +50,8 @@ pub enum Command {
     Sync(Sync),
     /// Report the state of a volume or mount.
     Status(Status),
+    /// Store and fetch whole contents by key, without mounting.
+    Blob(Blob),
 }
 
 #[derive(Args, Debug)]
@@ -130,6 +132,33 @@ pub struct Status {
     /// How to reach the store of an unmounted volume.
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Blob {
+    pub volume: String,
+    #[command(subcommand)]
+    pub action: BlobAction,
+    /// How to reach the store.
+    #[arg(short = 'o', value_name = "OPTIONS", global = true)]
+    pub options: Vec<String>,
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub enum BlobAction {
+    /// Store files; prints their keys.
+    Put {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Write a blob to standard output.
+    Get { key: String },
+    /// Report a blob as JSON.
+    Stat { key: String },
+    /// Forget a blob.
+    Rm { key: String },
+    /// List all blobs, one JSON object a line.
+    Ls,
 }
 
 fn parse_size(text: &str) -> Result<u64, String> {

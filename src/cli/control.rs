@@ -1,8 +1,8 @@
 //! The control socket of a running mount: one request per connection, one JSON line each way, progress in between.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::io::{self, BufRead as _, BufReader, BufWriter};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+use super::blob::{BlobInfo, BlobOp};
+use super::descriptor;
 use super::exit::{Code, Failure, Result};
 use super::report::{Progress, Status};
 
@@ -19,9 +21,12 @@ const SOCKET: &str = "control.sock";
 /// Connections served at once; more are closed unanswered.
 const CONNECTIONS_MAX: usize = 32;
 
+/// The longest request; a blob's key is most of it.
+const REQUEST_BYTES_MAX: usize = 4096;
+
 /// What a mount can be asked.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     Status,
     Sync,
@@ -30,13 +35,25 @@ pub enum Request {
         /// Give up draining after this many seconds.
         timeout_seconds: Option<u64>,
     },
+    /// A file comes with it if the operation reads or writes one.
+    Blob {
+        op: BlobOp,
+    },
 }
 
-/// One line of an answer; all but `Progress` are the last.
+/// What a client is told before the last line of an answer.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Told {
+    Progress(Progress),
+    Blob(BlobInfo),
+}
+
+/// One line of an answer; all but `Progress` and `Blob` are the last.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Reply {
     Progress(Progress),
+    Blob(BlobInfo),
     Status(Box<Status>),
     Done,
     Failed { code: u8, thing: String, cause: String, advice: String },
@@ -61,6 +78,12 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// `Busy` if files are open, in which case the mount goes on; `DrainTimedOut`; of the store.
     fn unmount(&self, timeout_seconds: Option<u64>, progress: &mut dyn FnMut(Progress)) -> Result<()>;
+
+    /// Does something to the volume's blobs.
+    ///
+    /// # Errors
+    /// As the operation has it.
+    fn blob(&self, op: &BlobOp, file: Option<File>, report: &mut (dyn FnMut(BlobInfo) + Send)) -> Result<()>;
 }
 
 /// Listens in `state_dir` and answers on threads of its own for as long as the process lives.
@@ -109,18 +132,21 @@ fn with_short_path<T>(state_dir: &Path, use_path: impl FnOnce(&Path) -> io::Resu
 }
 
 fn answer(handler: &dyn Handler, stream: &UnixStream) -> io::Result<()> {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line)?;
+    let (line, file) = receive_line(stream)?;
     let mut out = BufWriter::new(stream);
-    let mut progress = |progress| {
-        // The work goes on although nobody watches.
-        let _ = send(&mut out, &Reply::Progress(progress));
-    };
-    let outcome = match serde_json::from_str(&line) {
+    // The work goes on although nobody listens.
+    let mut tell = |reply| drop(send(&mut out, &reply));
+    let outcome = match serde_json::from_slice(&line) {
         Ok(Request::Status) => handler.status().map(|status| Reply::Status(Box::new(status))),
-        Ok(Request::Sync) => handler.sync(&mut progress).map(|()| Reply::Done),
+        Ok(Request::Sync) => {
+            handler.sync(&mut |progress| tell(Reply::Progress(progress))).map(|()| Reply::Done)
+        }
         Ok(Request::Unmount { timeout_seconds }) => {
-            handler.unmount(timeout_seconds, &mut progress).map(|()| Reply::Done)
+            let progress = &mut |progress| tell(Reply::Progress(progress));
+            handler.unmount(timeout_seconds, progress).map(|()| Reply::Done)
+        }
+        Ok(Request::Blob { op }) => {
+            handler.blob(&op, file, &mut |info| tell(Reply::Blob(info))).map(|()| Reply::Done)
         }
         Err(error) => Err(Failure::usage("control socket", error)),
     };
@@ -129,6 +155,22 @@ fn answer(handler: &dyn Handler, stream: &UnixStream) -> io::Result<()> {
         Reply::Failed { code: code as u8, thing, cause, advice }
     });
     send(&mut out, &last)
+}
+
+/// The request, and the file that came with it.
+fn receive_line(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<File>)> {
+    let (mut line, mut file) = (Vec::new(), None);
+    let mut buffer = [0; 4096];
+    while line.last() != Some(&b'\n') {
+        let (len, descriptor) = descriptor::receive(stream, &mut buffer)?;
+        let received = buffer.get(..len).filter(|received| !received.is_empty());
+        line.extend_from_slice(received.ok_or(io::ErrorKind::UnexpectedEof)?);
+        file = file.or(descriptor.map(File::from));
+        if REQUEST_BYTES_MAX < line.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+    Ok((line, file))
 }
 
 fn send(out: &mut impl io::Write, reply: &Reply) -> io::Result<()> {
@@ -146,18 +188,46 @@ pub fn ask(
     request: &Request,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Option<Status>> {
+    let tell = &mut |told| {
+        if let Told::Progress(made) = told {
+            progress(made);
+        }
+    };
+    ask_for_reply(state_dir, request, None, tell)
+}
+
+/// As [`ask`], for a request that comes with a file.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_with_file(
+    state_dir: &Path,
+    request: &Request,
+    file: Option<BorrowedFd<'_>>,
+    tell: &mut dyn FnMut(Told),
+) -> Result<()> {
+    ask_for_reply(state_dir, request, file, tell).map(drop)
+}
+
+fn ask_for_reply(
+    state_dir: &Path,
+    request: &Request,
+    file: Option<BorrowedFd<'_>>,
+    tell: &mut dyn FnMut(Told),
+) -> Result<Option<Status>> {
     let failed = |what: &str, error: io::Error| {
         let failure = Failure::io(state_dir.join(SOCKET).display(), what, error);
         Failure { code: Code::Internal, advice: "look into daemon.log beside it".to_owned(), ..failure }
     };
     let stream = with_short_path(state_dir, |path| UnixStream::connect(path))
         .map_err(|error| failed("connect to the mount", error))?;
-    let line = serde_json::to_string(request).expect("a request always serializes");
-    (&stream).write_all(format!("{line}\n").as_bytes()).map_err(|error| failed("send", error))?;
+    let line = serde_json::to_string(request).expect("a request always serializes") + "\n";
+    descriptor::send(&stream, line.as_bytes(), file).map_err(|error| failed("send", error))?;
     for line in BufReader::new(&stream).lines() {
         let line = line.map_err(|error| failed("receive", error))?;
         match serde_json::from_str(&line).map_err(|error| failed("read the answer", error.into()))? {
-            Reply::Progress(made) => progress(made),
+            Reply::Progress(made) => tell(Told::Progress(made)),
+            Reply::Blob(info) => tell(Told::Blob(info)),
             Reply::Status(status) => return Ok(Some(*status)),
             Reply::Done => return Ok(None),
             Reply::Failed { code, thing, cause, advice } => {
@@ -170,6 +240,9 @@ pub fn ask(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+    use std::os::fd::AsFd as _;
+
     use super::*;
 
     /// Reports two steps of progress, and refuses to unmount without a timeout.
@@ -191,6 +264,17 @@ mod tests {
                 Some(_) => Ok(()),
                 None => Err(Failure::new(Code::Busy, "/mnt", "files are open", "close them")),
             }
+        }
+
+        fn blob(
+            &self,
+            _: &BlobOp,
+            file: Option<File>,
+            report: &mut (dyn FnMut(BlobInfo) + Send),
+        ) -> Result<()> {
+            let bytes = file.map_or(0, |file| file.metadata().expect("a file").len());
+            report(BlobInfo { key: "k".to_owned(), bytes, blocks: 0 });
+            Ok(())
         }
     }
 
@@ -219,6 +303,18 @@ mod tests {
         };
         assert_eq!(unmount(None), Err(Code::Busy));
         assert_eq!(unmount(Some(1)), Ok(None));
+    }
+
+    #[test]
+    fn a_file_travels_with_a_request() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        serve(root.path(), Arc::new(Scripted)).expect("listens");
+        let mut file = tempfile::tempfile().expect("temporary file");
+        file.write_all(b"seven b").expect("write");
+        let mut told = Vec::new();
+        let request = Request::Blob { op: BlobOp::Put { key: "k".to_owned() } };
+        ask_with_file(root.path(), &request, Some(file.as_fd()), &mut |line| told.push(line)).expect("done");
+        assert_eq!(told, [Told::Blob(BlobInfo { key: "k".to_owned(), bytes: 7, blocks: 0 })]);
     }
 
     #[test]

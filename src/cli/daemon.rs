@@ -28,7 +28,15 @@ enum Message {
 pub struct Reporter {
     /// None in the foreground, and once the last word is said.
     pipe: Option<File>,
-    is_daemon: bool,
+    place: Place,
+}
+
+/// Where a mount's words go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Terminal,
+    Daemon,
+    Nowhere,
 }
 
 /// Which process this is after [`detach`].
@@ -43,15 +51,22 @@ impl Reporter {
     /// Reports to the terminal: the mount runs in the process that was started.
     #[must_use]
     pub fn foreground() -> Self {
-        Self { pipe: None, is_daemon: false }
+        Self { pipe: None, place: Place::Terminal }
+    }
+
+    /// For commands that open a volume and mount nothing: they say what they have to say themselves.
+    #[must_use]
+    pub fn silent() -> Self {
+        Self { pipe: None, place: Place::Nowhere }
     }
 
     /// Something the user should know although the mount goes on.
     pub fn note(&mut self, line: &str) {
-        match (&mut self.pipe, self.is_daemon) {
+        match (&mut self.pipe, self.place) {
             (Some(pipe), _) => send(pipe, &Message::Note(line.to_owned())),
-            (None, true) => tracing::warn!("{line}"),
-            (None, false) => eprintln!("gravitonfs: {line}"),
+            (None, Place::Daemon) => tracing::warn!("{line}"),
+            (None, Place::Terminal) => eprintln!("gravitonfs: {line}"),
+            (None, Place::Nowhere) => {}
         }
     }
 
@@ -63,21 +78,25 @@ impl Reporter {
         }
     }
 
-    /// Starts the log: in `path` for a daemon, on stderr in the foreground.
+    /// Starts the log, if there is to be one: in `path` for a daemon, on stderr in the foreground.
     ///
     /// # Errors
     /// If the file cannot be opened, or `filter` is not one.
     pub fn open_log(&self, path: &Path, filter: Option<&str>) -> Result<()> {
         let failed = |what, error| Failure::io(path.display(), what, error);
-        let log = if self.is_daemon {
-            let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
-            let log = log.map_err(|error| failed("open log file", error))?;
-            // What is printed past the log, such as the last words of an abort, is kept too.
-            dup2_stderr(&log).map_err(|errno| failed("redirect stderr", errno.into()))?;
-            log
-        } else {
-            let stderr = std::io::stderr().as_fd().try_clone_to_owned();
-            File::from(stderr.map_err(|error| failed("log to stderr", error))?)
+        let log = match self.place {
+            Place::Nowhere => return Ok(()),
+            Place::Terminal => {
+                let stderr = std::io::stderr().as_fd().try_clone_to_owned();
+                File::from(stderr.map_err(|error| failed("log to stderr", error))?)
+            }
+            Place::Daemon => {
+                let log = OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+                let log = log.map_err(|error| failed("open log file", error))?;
+                // What is printed past the log, such as the last words of an abort, is kept too.
+                dup2_stderr(&log).map_err(|errno| failed("redirect stderr", errno.into()))?;
+                log
+            }
         };
         crate::telemetry::log::init(log, filter).map_err(|error| Failure::usage("log", error))
     }
@@ -117,7 +136,7 @@ pub fn detach() -> Result<Side> {
         }
         ForkResult::Child => {
             drop(from_child);
-            let mut reporter = Reporter { pipe: Some(File::from(to_parent)), is_daemon: true };
+            let mut reporter = Reporter { pipe: Some(File::from(to_parent)), place: Place::Daemon };
             if let Err(errno) = become_daemon(&mut reporter) {
                 reporter.failed(failed("become a daemon", errno));
                 std::process::exit(Code::Internal as i32);

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::{getegid, geteuid};
+
 use super::daemon::Reporter;
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
@@ -15,7 +17,7 @@ use super::stores::{Machine, Missing, Objects, Probe};
 use super::volume::Volume;
 use crate::backend::local::LocalDirectory;
 use crate::backend::redb::RedbKv;
-use crate::base::ids::WriterId;
+use crate::base::ids::{Epoch, Ino, WriterId};
 use crate::base::limits::{GIB, KIB, MIB};
 use crate::base::time::Random;
 use crate::commit::{Committer, Limits};
@@ -34,7 +36,9 @@ use crate::store::device::Directory;
 use crate::store::object::Fencing;
 use crate::store::schema::merge::SchemaMerge;
 use crate::store::superblock::{BlockCodec, Layout, Superblock};
-use crate::vfs::{self, MetadataIndex, StagedUploads, Tier, Vfs, VfsOptions, VfsParts};
+use crate::vfs::{
+    self, Caller, MetadataIndex, SetAttr, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, VolumeBlobs,
+};
 
 /// Memory for buffers and caches unless `-o memory` says otherwise, in bytes.
 const MEMORY_BYTES_DEFAULT: u64 = 256 * MIB;
@@ -51,10 +55,25 @@ const REPORTED_BYTES: u64 = 1 << 50;
 
 const METADATA_FILE: &str = "meta.redb";
 
+/// Threads for futures; the CPU work of flushing has threads of its own.
+const WORKER_THREADS: usize = 2;
+/// Threads for file I/O and for cutting, hashing and compressing.
+const BLOCKING_THREADS_MAX: usize = 16;
+
+/// The runtime that everything below works on. Called after the daemon has forked.
+///
+/// # Errors
+/// If the system refuses the threads.
+pub fn start_runtime() -> Result<TokioRuntime> {
+    let started = TokioRuntime::new(WORKER_THREADS, BLOCKING_THREADS_MAX);
+    started.map_err(|error| Failure::io("runtime", "start threads", error))
+}
+
 /// What to open, and for whom.
 pub struct EngineConfig<'a> {
     pub volume: &'a Volume,
-    pub mountpoint: &'a Path,
+    /// The mountpoint, or what else it is opened for: told to those who find it locked.
+    pub purpose: &'a Path,
     pub create: bool,
     pub options: &'a MountOptions,
     pub roots: &'a LocalRoots,
@@ -173,7 +192,7 @@ impl Engine {
             Ok(Arc::new(opened.map_err(|error| Failure::store(path.display(), &error))?))
         };
         let state = local(&state_dir)?;
-        let lock = LocalLock::take(&volume.to_string(), &state_dir, config.mountpoint)?;
+        let lock = LocalLock::take(&volume.to_string(), &state_dir, config.purpose)?;
         reporter.open_log(&state_dir.join("daemon.log"), config.log_filter)?;
 
         let read_only = options.read_only || !superblock.is_writable();
@@ -270,9 +289,19 @@ impl Engine {
             },
         });
         let vfs = vfs.map_err(|error| vfs_failure(volume, error))?;
+        let owner = (geteuid().as_raw(), getegid().as_raw());
         if !read_only {
             let files = vfs.recover_overlays().await.map_err(|error| vfs_failure(volume, error))?;
             tracing::info!(packs = staged_blocks.packs, files, "take up what was staged");
+        }
+        if mounted.epoch == Epoch(1) && !read_only {
+            // Who makes a volume owns its root; root does already.
+            let (uid, gid) = owner;
+            let (caller, set) = (
+                Caller { uid, gid, pid: 0 },
+                SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() },
+            );
+            vfs.setattr(&caller, Ino::ROOT, &set).map_err(|error| vfs_failure(volume, error))?;
         }
         let (volume_id, epoch, rebuilt) = (superblock.volume_id(), mounted.epoch.0, mounted.rebuilt);
         tracing::info!(%volume_id, epoch, rebuilt, "open");
@@ -311,6 +340,12 @@ impl Engine {
     #[must_use]
     pub fn vfs(&self) -> Arc<Vfs> {
         self.vfs.clone()
+    }
+
+    /// The volume's blobs.
+    #[must_use]
+    pub fn blobs(&self) -> VolumeBlobs {
+        VolumeBlobs(self.vfs())
     }
 
     /// True if nothing may be changed.
@@ -479,6 +514,10 @@ fn not_taken(volume: &Volume, error: MountError) -> Failure {
 
 fn vfs_failure(volume: &Volume, error: vfs::Error) -> Failure {
     match error {
+        // Only of the root, and only in a volume that nobody has written to.
+        vfs::Error::Stale => {
+            Failure::new(Code::NotFound, volume, "the volume is empty", "mount it once without ro")
+        }
         vfs::Error::Io(error) => Failure::store(volume, &error),
         other => Failure::new(Code::Internal, volume, other, "look into the log and report a bug"),
     }

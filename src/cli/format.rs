@@ -1,8 +1,11 @@
 //! `gravitonfs format`, and what a volume says of itself.
 
+use std::sync::Arc;
+
 use super::args::{self, Compression, Layout, Shape};
+use super::engine::start_runtime;
 use super::exit::{Code, Failure, Result};
-use super::options::MountOptions;
+use super::options::{MountOptions, StoreOptions};
 use super::stores::{Machine, Missing, Objects, Probe};
 use super::volume::Volume;
 use crate::base::ids::WriterId;
@@ -32,9 +35,8 @@ pub fn format(arguments: &args::Format) -> Result<()> {
     }
     let options = MountOptions::parse(&arguments.options)?;
     let shape = volume_shape(&arguments.shape)?;
-    let started = TokioRuntime::new(1, 4);
-    let runtime = started.map_err(|error| Failure::io("runtime", "start threads", error))?;
-    let machine = Machine { clock: runtime.clock(), random: std::sync::Arc::new(SystemRandom) };
+    let runtime = start_runtime()?;
+    let machine = Machine { clock: runtime.clock(), random: Arc::new(SystemRandom) };
     runtime.block_on(async {
         let failed = |error| Failure::store(&volume, &error);
         let opened = Objects::open(&volume, &options.store, Missing::Create, &machine).await;
@@ -87,6 +89,21 @@ pub async fn open_or_create(
         }
         read => read.map_err(|error| refused(volume, error)),
     }
+}
+
+/// Reads the superblock of a volume that nobody has opened yet.
+///
+/// # Errors
+/// As [`open_or_create`].
+pub async fn read_superblock(
+    volume: &Volume,
+    options: &StoreOptions,
+    runtime: &TokioRuntime,
+) -> Result<Superblock> {
+    let machine = Machine { clock: runtime.clock(), random: Arc::new(SystemRandom) };
+    let opened = Objects::open(volume, options, Missing::Fail, &machine).await;
+    let objects = opened.map_err(|error| Failure::store(volume, &error))?;
+    open_or_create(&objects, volume, Missing::Fail, &machine).await
 }
 
 /// The shape that the arguments describe.

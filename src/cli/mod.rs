@@ -3,9 +3,11 @@
 #![expect(clippy::disallowed_methods, reason = "here the machine is handed to the engine as parameters")]
 
 pub mod args;
+pub mod blob;
 pub mod client;
 pub mod control;
 pub mod daemon;
+mod descriptor;
 pub mod engine;
 pub mod environment;
 pub mod exit;
@@ -58,6 +60,7 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(arguments) => mount::mount(&arguments, roots),
         Command::Umount(arguments) => client::umount(&roots, &arguments.mountpoint, arguments.timeout),
         Command::Status(arguments) => status::status(&roots, &arguments),
+        Command::Blob(arguments) => blob::blob(&roots, &arguments),
         Command::Format(arguments) => format::format(&arguments),
         Command::Sync(arguments) => client::sync(&roots, &arguments.mountpoint),
     }
@@ -71,7 +74,10 @@ fn not_a_command(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let text = error.render().to_string();
-    let cause = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    let cause = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing)) => format!("missing {}", missing.join(" ")),
+        _ => text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+    };
     let advice = match error.get(ContextKind::SuggestedArg).or(error.get(ContextKind::SuggestedSubcommand)) {
         Some(ContextValue::String(meant)) => format!("did you mean {meant}?"),
         Some(ContextValue::Strings(meant)) => format!("did you mean {}?", meant.join(" or ")),

@@ -6,20 +6,13 @@ use std::time::Duration;
 
 use super::args;
 use super::daemon::{Reporter, Side, detach, set_io_flusher};
-use super::engine::{Engine, EngineConfig};
+use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::{LocalRoots, log_filter};
 use super::exit::{Failure, Result};
 use super::mountpoint::{prepare, resolve};
 use super::options::MountOptions;
 use super::serve::{Mount, Mounting, block_signals};
 use super::volume::Volume;
-use crate::rt::TokioRuntime;
-
-/// Threads for futures; the CPU work of flushing has a pool of its own.
-const WORKER_THREADS: usize = 2;
-
-/// Threads for file I/O and for cutting, hashing and compressing.
-const BLOCKING_THREADS_MAX: usize = 16;
 
 /// How long background work may take to notice that the mount has ended.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
@@ -67,12 +60,11 @@ fn serve(request: Request, reporter: &mut Reporter) -> Result<()> {
     block_signals()?;
     set_io_flusher();
     prepare(&request.mountpoint, request.create)?;
-    let started = TokioRuntime::new(WORKER_THREADS, BLOCKING_THREADS_MAX);
-    let runtime = started.map_err(|error| Failure::io("runtime", "start threads", error))?;
+    let runtime = start_runtime()?;
     let filter = log_filter();
     let config = EngineConfig {
         volume: &request.volume,
-        mountpoint: &request.mountpoint,
+        purpose: &request.mountpoint,
         create: request.create,
         options: &request.options,
         roots: &request.roots,

@@ -2,19 +2,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{getegid, geteuid};
 
+use super::descriptor;
 use super::exit::{Code, Failure, Result};
 use super::mount_table::{FSTYPE, mounted_at};
 use super::options::MountOptions;
@@ -147,11 +146,11 @@ fn mount_as_user(source: &str, mountpoint: &Path, options: &MountOptions) -> Res
         .spawn()
         .map_err(|error| failed("start", error))?;
     drop(theirs);
-    let received = receive_descriptor(ours.as_raw_fd());
+    let received = descriptor::receive(&ours, &mut [0]);
     drop(ours);
     let output = child.wait_with_output().map_err(|error| failed("wait", error))?;
     match received {
-        Ok(Some(device)) if output.status.success() => Ok(device),
+        Ok((_, Some(device))) if output.status.success() => Ok(device),
         _ => Err(refused_by_helper(mountpoint, &output)),
     }
 }
@@ -181,24 +180,6 @@ fn refused_by_helper(mountpoint: &Path, output: &Output) -> Failure {
         false => "check that the directory is yours",
     };
     Failure::new(Code::Denied, mountpoint.display(), cause, advice)
-}
-
-/// The descriptor that the helper sends over the socket; None if it ended without.
-fn receive_descriptor(socket: RawFd) -> nix::Result<Option<OwnedFd>> {
-    let mut byte = [0_u8; 1];
-    let mut parts = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!(RawFd);
-    let message = recvmsg::<()>(socket, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(descriptors) = control
-            && let Some(&descriptor) = descriptors.first()
-        {
-            // SAFETY: the kernel has just made this descriptor for us; nobody else knows it.
-            #[expect(unsafe_code, reason = "taking ownership of a descriptor received over a socket")]
-            return Ok(Some(unsafe { OwnedFd::from_raw_fd(descriptor) }));
-        }
-    }
-    Ok(None)
 }
 
 /// How to take a mount off.

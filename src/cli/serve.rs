@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Handle;
 
+use super::blob::{self, BlobInfo, BlobOp};
 use super::client;
 use super::control::{self, Handler};
 use super::engine::Engine;
@@ -421,5 +422,10 @@ impl Handler for Shared {
         // Full only while the end is under way already.
         let _ = self.events.try_send(Event::Command { timeout_seconds });
         watcher.until_end(progress)
+    }
+
+    fn blob(&self, op: &BlobOp, file: Option<File>, report: &mut (dyn FnMut(BlobInfo) + Send)) -> Result<()> {
+        let blobs = self.engine.blobs();
+        self.runtime.block_on(blob::run(&blobs, self.engine.volume(), op, file, report))
     }
 }

@@ -1,12 +1,17 @@
 //! `gravitonfs status`: of a mount, by asking it; of an unmounted volume, by reading it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::args;
 use super::client;
+use super::daemon::Reporter;
+use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::LocalRoots;
 use super::exit::{Failure, Result};
+use super::format::read_superblock;
+use super::options::MountOptions;
 use super::registry;
+use super::report::Status;
 use super::volume::Volume;
 
 /// Prints the state of a volume or mount.
@@ -17,7 +22,7 @@ pub fn status(roots: &LocalRoots, arguments: &args::Status) -> Result<()> {
     let status = match volume_of(&arguments.target)? {
         Some(volume) => match registry::find_volume(&roots.state, &volume.to_string()) {
             Some(entry) => client::status(&entry)?,
-            None => return Err(Failure::usage("status", "unmounted volume")),
+            None => unmounted(roots, &volume, &arguments.options)?,
         },
         None => client::status(&client::find(roots, &arguments.target)?)?,
     };
@@ -32,4 +37,47 @@ pub fn status(roots: &LocalRoots, arguments: &args::Status) -> Result<()> {
 fn volume_of(target: &Path) -> Result<Option<Volume>> {
     let Some(text) = target.to_str().filter(|text| Volume::looks_like(text)) else { return Ok(None) };
     text.parse().map(Some).map_err(|cause: String| Failure::usage(text, cause))
+}
+
+/// Opens the volume for reading. What this machine has not sent yet is in the numbers if its state is here; without
+/// any, a scratch directory takes what is read from the store.
+fn unmounted(roots: &LocalRoots, volume: &Volume, options: &[String]) -> Result<Status> {
+    let options = MountOptions { read_only: true, ..MountOptions::parse(options)? };
+    let scratch = Scratch::new();
+    let scratch_roots = LocalRoots { state: scratch.path.join("state"), cache: scratch.path.join("cache") };
+    let runtime = start_runtime()?;
+    let superblock = runtime.block_on(read_superblock(volume, &options.store, &runtime))?;
+    let is_known = roots.volume_state(superblock.volume_id()).is_dir();
+    let config = EngineConfig {
+        volume,
+        purpose: Path::new("gravitonfs status"),
+        create: false,
+        options: &options,
+        roots: if is_known { roots } else { &scratch_roots },
+        log_filter: None,
+    };
+    let engine = runtime.block_on(Engine::open(&runtime, &config, &mut Reporter::silent()))?;
+    let status = engine.status();
+    let closed = runtime.block_on(engine.close());
+    let status = status?;
+    closed.map(|()| status)
+}
+
+/// A directory that goes with the process.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let name = format!("gravitonfs-status-{}", std::process::id());
+        Self { path: std::env::temp_dir().join(name) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Not there unless it was needed.
+        let _ = std::fs::remove_dir_all(&self.path);
+    }
 }
