@@ -1,9 +1,12 @@
 //! `gravitonfs format`, and what a volume says of itself.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::args::{self, Compression, Layout, Shape};
-use super::engine::start_runtime;
+use super::daemon::Reporter;
+use super::engine::{Engine, EngineConfig, start_runtime};
+use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
 use super::options::{MountOptions, StoreOptions};
 use super::stores::{Machine, Missing, Objects, Probe};
@@ -27,7 +30,7 @@ const BLOCK_BYTES_DEFAULT: u32 = 256 << 10;
 ///
 /// # Errors
 /// `Busy` if the location holds anything; of the store.
-pub fn format(arguments: &args::Format) -> Result<()> {
+pub fn format(roots: &LocalRoots, arguments: &args::Format) -> Result<()> {
     let volume: Volume =
         arguments.volume.parse().map_err(|cause: String| Failure::usage(&arguments.volume, cause))?;
     if volume == Volume::Memory {
@@ -47,6 +50,17 @@ pub fn format(arguments: &args::Format) -> Result<()> {
         if fencing == Fencing::Lease {
             eprintln!("gravitonfs: {}", weak_fencing(&volume));
         }
+        // Opening it for writing makes its root directory, so that the first mount may be a read-only one.
+        let config = EngineConfig {
+            volume: &volume,
+            purpose: Path::new("gravitonfs format"),
+            create: false,
+            options: &options,
+            roots,
+            log_filter: None,
+        };
+        let engine = Engine::open(&runtime, &config, &mut Reporter::silent()).await?;
+        engine.close().await?;
         println!("{volume} is volume {}", superblock.volume_id());
         Ok(())
     })

@@ -61,7 +61,7 @@ fn run(command: Command) -> Result<()> {
         Command::Umount(arguments) => client::umount(&roots, &arguments.mountpoint, arguments.timeout),
         Command::Status(arguments) => status::status(&roots, &arguments),
         Command::Blob(arguments) => blob::blob(&roots, &arguments),
-        Command::Format(arguments) => format::format(&arguments),
+        Command::Format(arguments) => format::format(&roots, &arguments),
         Command::Sync(arguments) => client::sync(&roots, &arguments.mountpoint),
     }
 }
