@@ -279,9 +279,11 @@ impl System for Ours {
 
     fn cool(&mut self) -> io::Result<()> {
         self.umount()?;
-        fs::remove_dir_all(&self.cache)?;
-        fs::create_dir(&self.cache)?;
-        forget_pages_below(&self.state)?;
+        // The state directory too: after an unmount nothing in it is needed, and it may hold copies of sent packs.
+        for directory in [&self.cache, &self.state] {
+            fs::remove_dir_all(directory)?;
+            fs::create_dir(directory)?;
+        }
         if let Some(store) = &self.store {
             forget_pages_below(store)?;
         }

@@ -72,7 +72,9 @@ impl Workload {
             Self::SmallFiles => "files of 16 KiB on average created, written and closed, 100 in a directory",
             Self::Clone => "cp of the big file to another name",
             Self::Edit => "1 MiB overwritten in the middle of the big file, and fsync",
-            Self::ColdRead => "the big file read with every cache empty, also ours",
+            Self::ColdRead => {
+                "the big file read with every cache empty; of ours there is nothing but the store"
+            }
             Self::RandomRead => {
                 "4 KiB at random places of the big file, page cache empty, our own caches not"
             }
