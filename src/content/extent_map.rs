@@ -131,7 +131,7 @@ mod tests {
                 }
             }
             prop_assert_eq!(&seen[10..70], &bytes[10..70]);
-            let mut holes = vec![true; 96];
+            let mut holes = [true; 96];
             map.gaps(window).iter().for_each(|gap| holes[gap.start as usize..gap.end as usize].fill(false));
             let expect: Vec<bool> = bytes[10..70].iter().map(Option::is_some).collect();
             prop_assert_eq!(&holes[10..70], &expect[..]);

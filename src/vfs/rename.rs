@@ -210,7 +210,7 @@ impl Vfs {
         target: Option<&Target>,
         mode: RenameMode,
         locks: &mut LockSet<'_>,
-    ) -> Result<(Change, Vec<(Arc<Inode>, InodeRow)>)> {
+    ) -> Result<(Change, NewRows)> {
         let now = self.clock.now();
         let mut change = Change::default();
         let mut rows = Rows::default();
@@ -256,6 +256,9 @@ impl Vfs {
         Ok((change, rows.0.into_iter().map(|(inode, _, new)| (inode, new)).collect()))
     }
 }
+
+/// Rows to publish once the change is committed.
+type NewRows = Vec<(Arc<Inode>, InodeRow)>;
 
 /// Outcome of one attempt.
 enum Renamed {
