@@ -324,7 +324,7 @@ fn a_receipt_names_the_footer_that_is_stored() {
     let machine = Machine::new();
     let (store, _) = machine.open();
     let block = blocks(1, 100).remove(0);
-    let (pack, _) = machine.store(&store, &[block.clone()])[0];
+    let (pack, _) = machine.store(&store, std::slice::from_ref(&block))[0];
     let body = machine.run(machine.objects.get(&keys::pack(pack), None)).expect("stored");
     let footer = PackFooter::parse(&body[body.len() - 64..], body.len() as u64).expect("footer");
     let (_, receipt) = machine.index.rows.lock().expect("lock")[&block.id];
