@@ -1,0 +1,42 @@
+//! The built binary on a real mount, as users meet it: whole tools on real input, then one family of operations per
+//! file. Runs as root with `/dev/fuse`; every test runs on a directory and on the S3 test server.
+
+#![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
+
+#[path = "common/command.rs"]
+mod command;
+#[path = "common/mount.rs"]
+mod mount;
+#[path = "common/s3/mod.rs"]
+mod s3;
+#[path = "common/syscall.rs"]
+mod syscall;
+#[path = "common/tree.rs"]
+mod tree;
+
+#[path = "mounted/allocate.rs"]
+mod allocate;
+#[path = "mounted/attributes.rs"]
+mod attributes;
+#[path = "mounted/counters.rs"]
+mod counters;
+#[path = "mounted/damage.rs"]
+mod damage;
+#[path = "mounted/directories.rs"]
+mod directories;
+#[path = "mounted/lifecycle.rs"]
+mod lifecycle;
+#[path = "mounted/names.rs"]
+mod names;
+#[path = "mounted/read_write.rs"]
+mod read_write;
+#[path = "mounted/refusals.rs"]
+mod refusals;
+#[path = "mounted/rename.rs"]
+mod rename;
+#[path = "mounted/sources.rs"]
+mod sources;
+#[path = "mounted/tools.rs"]
+mod tools;
+#[path = "mounted/xattr.rs"]
+mod xattr;
