@@ -91,9 +91,8 @@ pub struct Frozen {
     pub runs: Vec<Run>,
     pub unwritten: Vec<ByteRange>,
     version: u64,
-    /// Size and time of last write when the bytes were handed out.
+    /// Size when the bytes were handed out.
     size: u64,
-    touched: Option<Timestamp>,
     /// Size that is committed or sealed already.
     size_before: u64,
 }
@@ -391,8 +390,8 @@ impl Overlay {
             }
         }
         let size_before = self.seals.back().map_or(committed_size, |seal| seal.size);
-        let (version, size, touched) = (self.version, self.size, self.touched);
-        Frozen { runs, unwritten, version, size, touched, size_before }
+        let (version, size) = (self.version, self.size);
+        Frozen { runs, unwritten, version, size, size_before }
     }
 
     /// Ends a hand-out whose bytes could not be staged: they stay hot.
@@ -401,12 +400,13 @@ impl Overlay {
     }
 
     /// Makes the staged part of a hand-out a seal. `staged` are the blocks by file range; hot bytes of the hand-out
-    /// that they do not cover stay hot, and must all lie above them.
+    /// that they do not cover stay hot, and must all lie above them. `mtime` is the row's: it holds if it was set by hand
+    /// since the last write, also while the bytes were handed out.
     pub fn install(
         &mut self,
         frozen: &Frozen,
         staged: Vec<(ByteRange, BlockTicket)>,
-        now: Timestamp,
+        mtime: Timestamp,
     ) -> &Seal {
         let (cut, limit) = self.cut_since_freeze.take().unwrap_or_default();
         let number = self.next_seal;
@@ -433,7 +433,7 @@ impl Overlay {
         // zeros in their place (rule R2).
         let whole = hot_end <= staged_end;
         let size = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
-        let touched = frozen.touched.unwrap_or(now);
+        let touched = self.touched.unwrap_or(mtime);
         self.seals.push_back(Seal { number, extents, size: size.min(limit), touched });
         self.seals.back().expect("pushed just now")
     }
@@ -514,13 +514,20 @@ impl Overlay {
         (content.len() as u64 == self.size).then_some(content)
     }
 
-    /// When the oldest hot byte was written.
+    /// When the oldest of the last `len` hot bytes was written.
     #[must_use]
-    pub fn oldest_hot(&self) -> Option<Duration> {
-        let closed = self.pieces.iter().filter_map(|(_, piece)| match piece {
-            Piece::Hot { at, .. } => Some(*at),
+    pub fn oldest_of_last_hot(&self, len: u64) -> Option<Duration> {
+        let open = self.open.iter().map(|run| (run.buf.len() as u64, run.at));
+        let closed = self.pieces.iter().rev().filter_map(|(range, piece)| match piece {
+            Piece::Hot { at, .. } => Some((range.len(), *at)),
             Piece::Staged { .. } | Piece::Unwritten { .. } => None,
         });
-        closed.chain(self.open.as_ref().map(|run| run.at)).min()
+        let mut seen = 0;
+        let last = open.chain(closed).take_while(|(piece_len, _)| {
+            let within = seen < len;
+            seen += piece_len;
+            within
+        });
+        last.map(|(_, at)| at).min()
     }
 }

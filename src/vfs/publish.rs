@@ -229,8 +229,11 @@ impl Vfs {
                 _ => seal.size,
             };
             let mut change = self.plan_content(ino, &state.row, &mut row, part)?;
-            row.mtime = seal.touched;
-            row.ctime = row.ctime.max(seal.touched);
+            // A time that was set by hand since, which may be in the future, says nothing of the last change.
+            if row.mtime != seal.touched {
+                row.mtime = seal.touched;
+                row.ctime = row.ctime.max(seal.touched);
+            }
             change.put_inode(ino, &state.row, &row);
             if last {
                 change.batch.delete(OVERLAY, pair_key(ino.0, seal.number));

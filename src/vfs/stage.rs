@@ -122,10 +122,16 @@ impl Vfs {
 
     async fn stage_queued(self: &Arc<Self>, inode: &Arc<Inode>, now: Duration, pressed: bool) {
         inode.unqueue();
-        let oldest = inode.lock().overlay.as_ref().and_then(|overlay| overlay.oldest_hot());
-        // A file that is being written fast keeps its young tail, so that blocks are cut by content alone.
+        let tail_bytes = u64::from(self.options.chunk_sizes.max());
+        let (hot, oldest) = inode
+            .lock()
+            .overlay
+            .as_ref()
+            .map_or((0, None), |overlay| (overlay.hot_bytes(), overlay.oldest_of_last_hot(tail_bytes)));
+        // A file that is being written fast keeps its young tail, so that blocks are cut by content alone. Under pressure
+        // it does so too where what is before the tail goes.
         let young = oldest.is_some_and(|oldest| now < oldest + HOT_AGE_MAX);
-        let tail = if young && !pressed { Tail::Leave } else { Tail::Take };
+        let tail = if young && (tail_bytes < hot || !pressed) { Tail::Leave } else { Tail::Take };
         self.stage_and_report(inode, tail).await;
     }
 
@@ -194,13 +200,14 @@ impl Vfs {
     fn commit_inline(&self, inode: &Inode, state: &mut State) -> Result<bool> {
         let Some(overlay) = &state.overlay else { return Ok(false) };
         let Some(bytes) = overlay.whole() else { return Ok(false) };
-        let now = self.clock.now();
         let mut row = state.row.clone();
         row.form = if bytes.is_empty() { ContentForm::Empty } else { ContentForm::Inline };
         row.size = bytes.len() as u64;
         row.allocated = row.size;
-        row.mtime = overlay.touched().unwrap_or(row.mtime);
-        row.ctime = row.ctime.max(overlay.touched().unwrap_or(now));
+        if let Some(touched) = overlay.touched() {
+            row.mtime = touched;
+            row.ctime = row.ctime.max(touched);
+        }
         let mut change = Change::default();
         match row.form {
             ContentForm::Inline => change.batch.put(INLINE, ino_key(inode.ino), bytes),
@@ -228,9 +235,10 @@ impl Vfs {
         staged: Vec<(ByteRange, BlockTicket)>,
     ) -> Result<()> {
         let mut state = inode.lock();
+        let mtime = state.row.mtime;
         let Some(overlay) = &mut state.overlay else { return Ok(()) };
         let hot_before = overlay.hot_bytes();
-        let seal = overlay.install(frozen, staged, self.clock.now());
+        let seal = overlay.install(frozen, staged, mtime);
         let mut change = Change::default();
         change.batch.put(OVERLAY, pair_key(inode.ino.0, seal.number), seal.encode());
         let hot = overlay.hot_bytes();

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::command::script;
 use crate::mount::{Backend, SmallDisk, Volume, on_each_backend};
 use crate::s3::{Action, Fault};
-use crate::tree::{MIB, Noise, write_noise};
+use crate::tree::{MIB, Noise, digest, write_noise};
 
 on_each_backend! {
     a_flipped_bit_in_a_pack_is_an_error_for_its_block_only within 180 s,
@@ -21,6 +21,9 @@ const LEN: usize = 24 * MIB;
 const PAGE: usize = 4096;
 /// The longest block, and the two pages that it shares with its neighbours.
 const DAMAGE_BYTES_MAX: usize = MIB + 2 * PAGE;
+
+/// Little more than the mount leaves free for its metadata and log.
+const STATE_DISK_MEGABYTES: u64 = 640;
 
 /// A volume with one file of many blocks and several small ones in its packs, and nothing local.
 fn prepare(volume: &Volume) -> Vec<u8> {
@@ -95,13 +98,13 @@ fn a_deleted_pack_is_an_error_and_never_zeros(volume: &Volume) {
     let bystander = fs::read(volume.path("bystander")).expect("other files are well");
     assert!(bystander == Noise::new(8).take(MIB));
     // What is new has nothing to do with what is lost.
-    let again = write_noise(&volume.path("again"), b"", 7, LEN);
+    let other = write_noise(&volume.path("other"), b"", 10, LEN);
     volume.sync();
-    assert_eq!(crate::tree::digest(&volume.path("again")), again);
+    assert_eq!(digest(&volume.path("other")), other);
 }
 
 fn a_full_disk_refuses_writes_and_loses_none(volume: &Volume) {
-    let state_disk = SmallDisk::mount(&volume.state_dir(), 160);
+    let state_disk = SmallDisk::mount(&volume.state_dir(), STATE_DISK_MEGABYTES);
     let store_disk = (volume.backend == Backend::File).then(|| SmallDisk::mount(&volume.store_dir(), 16));
     volume.expect_complaints(&["ull", "pace", "vailable", "upload", "retry"]);
     volume.mount();

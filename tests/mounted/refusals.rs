@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::command::{Finished, LIMIT, run_within};
-use crate::mount::{Backend, SmallDisk, Volume, daemons_of, is_mounted, on_each_backend};
+use crate::mount::{Backend, Volume, daemons_of, is_mounted, on_each_backend};
 
 on_each_backend! {
     bad_input_is_refused_with_its_code_and_leaves_nothing within 300 s,
@@ -33,8 +33,9 @@ fn bad_input_is_refused_with_its_code_and_leaves_nothing(volume: &Volume) {
     fs::write(volume.scratch().join("file"), "").expect("write");
     let mount = |arguments: &[&str]| volume.mount_command(&url, &mountpoint, arguments);
     let missing = volume.scratch().join("missing/mountpoint");
-    let busy = volume.scratch().join("busy");
-    let _other_mount = SmallDisk::mount(&busy, 1);
+    let other = Volume::new(Backend::File);
+    other.mount();
+    let busy = other.mountpoint();
     let case = |what, command, code, says: &[&str]| {
         let says = says.iter().map(|&word| word.to_owned()).collect();
         Case { what, command, code, says }
@@ -51,14 +52,14 @@ fn bad_input_is_refused_with_its_code_and_leaves_nothing(volume: &Volume) {
         case("unknown flag", mount(&["--creat"]), 2, &["--create"]),
         case("not a volume", volume.mount_command("gs://bucket", &mountpoint, &[]), 2, &["gs://bucket"]),
         case("unformatted", volume.mount_command(&unformatted, &mountpoint, &[]), 3, &["--create"]),
-        case("missing mountpoint", volume.mount_command(&url, &missing, &[]), 3, &["missing/mountpoint"]),
+        case("missing mountpoint", volume.mount_command(&url, &missing, &[]), 3, &["missing"]),
         case(
             "mountpoint is a file",
             volume.mount_command(&url, &volume.scratch().join("file"), &["--create"]),
             2,
             &["file"],
         ),
-        case("busy mountpoint", volume.mount_command(&url, &busy, &["--create"]), 4, &["busy"]),
+        case("busy mountpoint", volume.mount_command(&url, &busy, &["--create"]), 4, &["mnt", "umount"]),
         case(
             "umount of what is not mounted",
             volume.gravitonfs(&["umount".as_ref(), mountpoint.as_os_str()]),
@@ -85,7 +86,7 @@ fn bad_input_is_refused_with_its_code_and_leaves_nothing(volume: &Volume) {
             fs::write(occupied.join("letter.txt"), "mine").expect("write");
             let url = format!("file://{}", occupied.display());
             let command = volume.mount_command(&url, &mountpoint, &["--create"]);
-            cases.push(case("occupied by other files", command, 3, &["occupied"]));
+            cases.push(case("occupied by other files", command, 4, &["letter.txt"]));
             let missing = format!("file://{}/no/such/directory", volume.scratch().display());
             let command = volume.mount_command(&missing, &mountpoint, &[]);
             cases.push(case("missing directory", command, 3, &["no/such/directory"]));
@@ -103,7 +104,8 @@ fn bad_input_is_refused_with_its_code_and_leaves_nothing(volume: &Volume) {
     for mut case in cases {
         check(volume, &mut case);
     }
-    assert!(is_mounted(&busy), "the other mount is still there");
+    assert_eq!(other.daemons().len(), 1, "the other mount is still there, and only that");
+    other.umount();
     assert!(!missing.exists(), "nothing is made without --create");
 }
 
