@@ -61,6 +61,9 @@ enum Reply {
 
 /// What answers the requests of one mount.
 pub trait Handler: Send + Sync + 'static {
+    /// Does `work`, which answers a request, and keeps the process from exiting before it is done.
+    fn while_alive(&self, work: &mut dyn FnMut());
+
     /// A snapshot of everything that is reported.
     ///
     /// # Errors
@@ -102,7 +105,7 @@ pub fn serve(state_dir: &Path, handler: Arc<dyn Handler>) -> io::Result<()> {
             }
             let answer_one = move || {
                 // A client that went away needs no answer.
-                let _ = answer(&*handler, &stream);
+                handler.while_alive(&mut || drop(answer(&*handler, &stream)));
                 active.fetch_sub(1, Ordering::Relaxed);
             };
             if let Err(error) = std::thread::Builder::new().name("control".to_owned()).spawn(answer_one) {
@@ -249,6 +252,10 @@ mod tests {
     struct Scripted;
 
     impl Handler for Scripted {
+        fn while_alive(&self, work: &mut dyn FnMut()) {
+            work();
+        }
+
         fn status(&self) -> Result<Status> {
             Err(Failure::new(Code::Corrupt, "metadata", "unreadable", "run a check"))
         }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 use serde::{Deserialize, Serialize};
 
@@ -130,9 +131,14 @@ pub fn detach() -> Result<Side> {
     #[expect(unsafe_code, reason = "fork is unsafe by signature; the process has one thread")]
     let forked = unsafe { fork() };
     match forked.map_err(|errno| failed("fork", errno))? {
-        ForkResult::Parent { .. } => {
+        ForkResult::Parent { child } => {
             drop(to_parent);
-            Ok(Side::Parent(relay(from_child)))
+            let outcome = relay(from_child);
+            if outcome.is_err() {
+                // Whoever is told that it failed finds nothing of it left.
+                let _ = waitpid(child, None);
+            }
+            Ok(Side::Parent(outcome))
         }
         ForkResult::Child => {
             drop(from_child);

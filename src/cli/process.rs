@@ -17,9 +17,11 @@ impl Process {
     #[must_use]
     pub fn running(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let (state, started) = parse_stat(&stat)?;
-        // A zombie has closed everything; whether its parent ever collects it is not our business.
-        (state != "Z" && state != "X").then_some(Self { pid, started })
+        let Stat { state, threads, started } = parse_stat(&stat)?;
+        // A zombie has closed everything; whether its parent ever collects it is not our business. One with other threads
+        // is only the first of them: as long as they run, files are open and locks are held.
+        let has_ended = matches!(state, "Z" | "X") && threads <= 1;
+        (!has_ended).then_some(Self { pid, started })
     }
 
     /// Returns when the process has ended.
@@ -30,12 +32,21 @@ impl Process {
     }
 }
 
-/// State and start time. The command's name is in parentheses and may hold anything, parentheses too.
-fn parse_stat(stat: &str) -> Option<(&str, u64)> {
+/// Some fields of `/proc/PID/stat`.
+#[derive(PartialEq, Eq, Debug)]
+struct Stat<'a> {
+    state: &'a str,
+    threads: u64,
+    started: u64,
+}
+
+/// The command's name is in parentheses and may hold anything, parentheses too.
+fn parse_stat(stat: &str) -> Option<Stat<'_>> {
     let (_, after_name) = stat.rsplit_once(") ")?;
     let mut fields = after_name.split(' ');
     let state = fields.next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let threads = fields.nth(16)?.parse().ok()?;
+    Some(Stat { state, threads, started: fields.nth(1)?.parse().ok()? })
 }
 
 /// Processes that run the program of this one with `mountpoint` as one of their arguments.
@@ -65,7 +76,7 @@ mod tests {
     fn names_with_parentheses_do_not_confuse_the_fields() {
         let fields: Vec<_> = (4..=22).map(|n| n.to_string()).collect();
         let stat = format!("7 (a) R (b) S {} rest", fields.join(" "));
-        assert_eq!(parse_stat(&stat), Some(("S", 22)));
+        assert_eq!(parse_stat(&stat), Some(Stat { state: "S", threads: 20, started: 22 }));
         assert_eq!(parse_stat("7 (a) S 1"), None);
     }
 

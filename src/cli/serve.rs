@@ -382,6 +382,11 @@ impl Shared {
 }
 
 impl Handler for Shared {
+    fn while_alive(&self, work: &mut dyn FnMut()) {
+        let _watcher = self.lifecycle.watch();
+        work();
+    }
+
     fn status(&self) -> Result<Status> {
         let status = self.engine.status()?;
         Ok(Status {

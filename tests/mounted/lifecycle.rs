@@ -166,6 +166,7 @@ fn free_space_is_told(volume: &Volume) {
     assert!(0 < before.blocks_available() && 0 < before.files_free());
     assert_eq!(before.name_max(), 255);
     write_noise(&volume.path("file"), b"", 6, 8 * MIB);
+    volume.sync();
     let after = nix::sys::statvfs::statvfs(&volume.mountpoint()).expect("statvfs");
     let used =
         |stat: &nix::sys::statvfs::Statvfs| (stat.blocks() - stat.blocks_free()) * stat.fragment_size();
