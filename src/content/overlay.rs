@@ -204,10 +204,12 @@ impl Overlay {
             || self.seals.back().map_or(committed_size, |seal| seal.size) != self.size
     }
 
-    /// True if nothing here differs from what is committed.
+    /// True if nothing here differs from what is committed. Never while bytes are out to be staged: what becomes of
+    /// them must be told here, or bytes cut meanwhile would come back.
     #[must_use]
     pub fn is_clean(&self, committed_size: u64) -> bool {
-        self.pieces.is_empty() && self.open.is_none() && self.seals.is_empty() && self.size == committed_size
+        let is_empty = self.pieces.is_empty() && self.open.is_none() && self.seals.is_empty();
+        is_empty && self.size == committed_size && self.cut_since_freeze.is_none()
     }
 
     #[must_use]
@@ -529,5 +531,63 @@ impl Overlay {
             within
         });
         last.map(|(_, at)| at).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::hash::{BlockId, Hash};
+    use crate::store::block::{BlockLocation, Receipt, UploadTicket};
+
+    const NOW: Timestamp = Timestamp { secs: 1, nanos: 0 };
+
+    fn written(data: &[u8]) -> Overlay {
+        let mut overlay = Overlay::new(0, 0, 1);
+        overlay.write(0, data, (NOW, Duration::ZERO), &mut |range| range.len());
+        overlay
+    }
+
+    fn ticket(data: &[u8]) -> BlockTicket {
+        let upload = UploadTicket::fulfilled(Receipt { len: 1, footer: Hash::ZERO });
+        BlockTicket { id: BlockId::of(data), location: BlockLocation::Object, upload }
+    }
+
+    #[test]
+    fn bytes_cut_while_they_are_out_to_be_staged_do_not_come_back() {
+        let data = [7; 5_000];
+        let mut overlay = written(&data);
+        let frozen = overlay.freeze(0);
+        overlay.truncate(0, NOW);
+        assert!(!overlay.is_clean(0), "the hand-out must end in this overlay");
+        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 5_000), ticket(&data))], NOW);
+        assert!(seal.extents.is_empty());
+        assert_eq!(seal.size, 0);
+        overlay.published(1, 0);
+        assert!(overlay.is_clean(0));
+    }
+
+    #[test]
+    fn a_seal_ends_before_bytes_that_stayed_hot() {
+        let data = [7; 10_000];
+        let mut overlay = written(&data);
+        let frozen = overlay.freeze(0);
+        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 6_000), ticket(&data[..6_000]))], NOW);
+        assert_eq!(seal.size, 6_000, "rule R2");
+        assert_eq!(overlay.size(), 10_000);
+        assert_eq!(overlay.hot_bytes(), 4_000);
+    }
+
+    #[test]
+    fn bytes_written_since_they_were_handed_out_stay_hot_and_the_seal_keeps_the_old_ones() {
+        let data = [7; 5_000];
+        let mut overlay = written(&data);
+        let frozen = overlay.freeze(0);
+        overlay.write(1_000, &[8; 100], (NOW, Duration::ZERO), &mut |_| 0);
+        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 5_000), ticket(&data))], NOW);
+        assert_eq!(seal.extents.iter().map(|(range, _)| range.len()).sum::<u64>(), 5_000);
+        assert_eq!(overlay.hot_bytes(), 100);
+        let read = overlay.read(ByteRange::new(1_000, 1_100));
+        assert!(matches!(&read[..], [(_, Source::Memory(bytes))] if bytes[..] == [8; 100]));
     }
 }
