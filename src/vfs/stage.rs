@@ -45,11 +45,19 @@ pub(super) struct HotQueue {
     waiting: Mutex<VecDeque<(Duration, Arc<Inode>)>>,
     wake: Notify,
     permits: Semaphore,
+    /// Held while inodes are out of the queue to be staged, so that a sync of everything cannot overlook one; awaited,
+    /// because staging waits for the disk.
+    taking: tokio::sync::Mutex<()>,
 }
 
 impl Default for HotQueue {
     fn default() -> Self {
-        Self { waiting: Mutex::default(), wake: Notify::new(), permits: Semaphore::new(STAGING_MAX) }
+        Self {
+            waiting: Mutex::default(),
+            wake: Notify::new(),
+            permits: Semaphore::new(STAGING_MAX),
+            taking: tokio::sync::Mutex::default(),
+        }
     }
 }
 
@@ -115,6 +123,7 @@ impl Vfs {
         let now = self.clock.monotonic();
         let pressed = self.hot_budget.is_pressed();
         let until = if pressed { now } else { now.saturating_sub(HOT_AGE_MAX) };
+        let _taking = self.hot.taking.lock().await;
         let due = self.hot.due(until);
         let staged = due.iter().map(|inode| self.stage_queued(inode, now, pressed));
         futures_util::future::join_all(staged).await;
@@ -253,6 +262,7 @@ impl Vfs {
 
     /// Stages until nothing is hot that was so when it was called.
     pub(super) async fn stage_everything(self: &Arc<Self>) -> Result<()> {
+        let _taking = self.hot.taking.lock().await;
         let due = self.hot.due(Duration::MAX);
         for inode in &due {
             inode.unqueue();
