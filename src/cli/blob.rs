@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use super::args::{self, BlobAction};
 use super::control::{Request, Told, ask_with_file};
 use super::daemon::Reporter;
-use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
+use super::open::{EngineConfig, open, start_runtime};
 use super::options::MountOptions;
 use super::registry;
 use super::volume::Volume;
@@ -88,7 +88,7 @@ fn unmounted(roots: &LocalRoots, volume: &Volume, options: &MountOptions, action
         roots,
         log_filter: None,
     };
-    let engine = runtime.block_on(Engine::open(&runtime, &config, &mut Reporter::silent()))?;
+    let engine = runtime.block_on(open(&runtime, &config, &mut Reporter::silent()))?;
     let done = perform(action, &mut |op, file| {
         let file = file.map(|file| file.try_clone_to_owned().map(File::from)).transpose();
         let file = file.map_err(|error| Failure::io("blob", "open", error))?;

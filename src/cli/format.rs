@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::args::{self, Compression, Layout, Shape};
 use super::daemon::Reporter;
-use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
+use super::open::{EngineConfig, open, start_runtime};
 use super::options::{MountOptions, StoreOptions};
 use super::stores::{Machine, Missing, Objects, Probe};
 use super::volume::Volume;
@@ -59,7 +59,7 @@ pub fn format(roots: &LocalRoots, arguments: &args::Format) -> Result<()> {
             roots,
             log_filter: None,
         };
-        let engine = Engine::open(&runtime, &config, &mut Reporter::silent()).await?;
+        let engine = open(&runtime, &config, &mut Reporter::silent()).await?;
         engine.close().await?;
         println!("{volume} is volume {}", superblock.volume_id());
         Ok(())

@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod blob;
+mod blocks;
 pub mod client;
 pub mod control;
 pub mod daemon;
@@ -19,6 +20,7 @@ pub mod mount;
 pub mod mount_table;
 pub mod mountpoint;
 mod nearest;
+pub mod open;
 pub mod options;
 pub mod process;
 pub mod registry;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::args;
 use super::daemon::{Reporter, Side, detach, set_io_flusher};
-use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::{LocalRoots, log_filter};
 use super::exit::{Failure, Result};
 use super::mountpoint::{prepare, resolve};
+use super::open::{EngineConfig, open, start_runtime};
 use super::options::MountOptions;
 use super::serve::{Mount, Mounting, block_signals};
 use super::volume::Volume;
@@ -70,15 +70,25 @@ fn serve(request: Request, reporter: &mut Reporter) -> Result<()> {
         roots: &request.roots,
         log_filter: filter.as_deref(),
     };
-    let engine = Arc::new(runtime.block_on(Engine::open(&runtime, &config, reporter))?);
+    let engine = Arc::new(runtime.block_on(open(&runtime, &config, reporter))?);
     let line = format!("{} is mounted on {}", request.volume, request.mountpoint.display());
-    let mount = Mount::start(Mounting {
-        engine,
+    let started = Mount::start(Mounting {
+        engine: Arc::clone(&engine),
         runtime,
         mountpoint: request.mountpoint,
         options: request.options,
         state_root: request.roots.state,
-    })?;
+    });
+    let mount = match started {
+        Ok(mount) => mount,
+        Err((failure, runtime)) => {
+            // The volume is ours already: others need not wait for us to come back.
+            if let Err(error) = runtime.block_on(engine.close()) {
+                tracing::warn!(%error, "release the volume");
+            }
+            return Err(failure);
+        }
+    };
     reporter.ready(&line);
     let (outcome, runtime) = mount.run();
     runtime.shutdown(SHUTDOWN_GRACE);

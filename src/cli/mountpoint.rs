@@ -175,9 +175,12 @@ fn user_options(source: &str, options: &MountOptions) -> OsString {
 fn refused_by_helper(mountpoint: &Path, output: &Output) -> Failure {
     let text = String::from_utf8_lossy(&output.stderr);
     let cause = text.lines().last().unwrap_or("the helper failed without a word").to_owned();
-    let advice = match text.contains("user_allow_other") {
-        true => "add user_allow_other to /etc/fuse.conf, or leave allow_other out",
-        false => "check that the directory is yours",
+    let advice = if text.contains("user_allow_other") {
+        "add user_allow_other to /etc/fuse.conf, or leave allow_other out"
+    } else if text.contains(FUSE_DEVICE) {
+        "let users open /dev/fuse (mode 0666), or mount as root"
+    } else {
+        "check that the directory is yours"
     };
     Failure::new(Code::Denied, mountpoint.display(), cause, advice)
 }

@@ -100,14 +100,21 @@ impl Mount {
     /// Mounts, and returns when the root directory has answered.
     ///
     /// # Errors
-    /// Of mount(2); `Internal` if the root does not answer. Nothing is mounted then.
-    pub fn start(mounting: Mounting) -> Result<Self> {
+    /// Of mount(2); `Internal` if the root does not answer. Nothing is mounted then, and the runtime comes back.
+    pub fn start(mounting: Mounting) -> std::result::Result<Self, (Failure, TokioRuntime)> {
+        match Self::try_start(&mounting) {
+            Ok((shared, entry, events)) => Ok(Self { mounting, shared, entry, events }),
+            Err(failure) => Err((failure, mounting.runtime)),
+        }
+    }
+
+    fn try_start(mounting: &Mounting) -> Result<(Arc<Shared>, Entry, Receiver<Event>)> {
         let source = mounting.engine.volume().to_string();
         let device = mount_device(&source, &mounting.mountpoint, &mounting.options)?;
         let mounted = Unmounter { mountpoint: &mounting.mountpoint };
         let selftest = Arc::new(SelfTest::new(mounting.engine.random(), owner()));
         let open_count = Arc::new(AtomicU64::new(0));
-        let adapter = adapter(&mounting, &selftest, &open_count);
+        let adapter = adapter(mounting, &selftest, &open_count);
         let failed = |what, error| Failure::io(mounting.mountpoint.display(), what, error);
         let session = Session::negotiate(device, adapter).map_err(|error| failed("negotiate", error))?;
 
@@ -145,7 +152,7 @@ impl Mount {
         control::serve(&entry.state_dir, handler).map_err(|error| failed("open control socket", error))?;
         entry.publish(&mounting.state_root).map_err(|error| failed("register the mount", error))?;
         std::mem::forget(mounted);
-        Ok(Self { mounting, shared, entry, events })
+        Ok((shared, entry, events))
     }
 
     /// Serves until the mount is gone, then sends everything to the store.

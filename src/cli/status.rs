@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use super::args;
 use super::client;
 use super::daemon::Reporter;
-use super::engine::{Engine, EngineConfig, start_runtime};
 use super::environment::LocalRoots;
 use super::exit::{Failure, Result};
 use super::format::read_superblock;
+use super::open::{EngineConfig, open, start_runtime};
 use super::options::MountOptions;
 use super::registry;
 use super::report::Status;
@@ -56,7 +56,7 @@ fn unmounted(roots: &LocalRoots, volume: &Volume, options: &[String]) -> Result<
         roots: if is_known { roots } else { &scratch_roots },
         log_filter: None,
     };
-    let engine = runtime.block_on(Engine::open(&runtime, &config, &mut Reporter::silent()))?;
+    let engine = runtime.block_on(open(&runtime, &config, &mut Reporter::silent()))?;
     let status = engine.status();
     let closed = runtime.block_on(engine.close());
     let status = status?;
