@@ -314,7 +314,12 @@ impl Drop for Ours {
 
 fn finish(command: &mut Command) -> io::Result<()> {
     let status = command.status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{command:?}: {status}"))) }
+    let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
+    if status.success() {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!("gravitonfs {}: {status}", words.join(" "))))
+    }
 }
 
 /// A directory that something is mounted on for as long as this lives.
