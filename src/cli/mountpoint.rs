@@ -7,10 +7,13 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 
 use super::descriptor;
@@ -19,6 +22,9 @@ use super::mount_table::{FSTYPE, mounted_at};
 use super::options::MountOptions;
 
 const FUSE_DEVICE: &str = "/dev/fuse";
+/// How long a mount may take to answer before it counts as hung.
+const ALIVE_WITHIN: Duration = Duration::from_secs(5);
+
 const FUSERMOUNT: &str = "fusermount3";
 
 /// Absolute form of a mountpoint, also where a dead mount makes the directory itself unusable, or where it does not
@@ -73,11 +79,7 @@ pub fn prepare(mountpoint: &Path, create: bool) -> Result<()> {
 fn detach_dead(mountpoint: &Path) -> Result<()> {
     let table = |error| Failure::io(mountpoint.display(), "read the mount table", error);
     while let Some(mounted) = mounted_at(mountpoint).map_err(table)?.filter(|mounted| mounted.is_ours()) {
-        let is_dead = matches!(
-            std::fs::metadata(mountpoint).map_err(|error| error.raw_os_error()),
-            Err(Some(libc::ENOTCONN | libc::ECONNABORTED))
-        );
-        if !is_dead {
+        if !is_dead(mountpoint) {
             let cause = format!("{} is mounted here already", mounted.source.display());
             let advice = format!("gravitonfs umount {}", mountpoint.display());
             return Err(Failure::new(Code::Busy, mountpoint.display(), cause, advice));
@@ -88,6 +90,24 @@ fn detach_dead(mountpoint: &Path) -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// True if the process behind the mount is gone. Asks for totals: attributes may be answered from the kernel's cache
+/// long after. One that is there and does not answer counts as alive.
+fn is_dead(mountpoint: &Path) -> bool {
+    let (answer, answered) = sync_channel(1);
+    let path = mountpoint.to_owned();
+    let ask = move || {
+        // Nobody waits any more if it took too long.
+        let _ = answer.send(statvfs(&path).err());
+    };
+    match std::thread::Builder::new().name("ask-mount".to_owned()).spawn(ask) {
+        Ok(_) => matches!(
+            answered.recv_timeout(ALIVE_WITHIN),
+            Ok(Some(Errno::ENOTCONN | Errno::ECONNABORTED | Errno::ENODEV))
+        ),
+        Err(_) => false,
+    }
 }
 
 /// Mounts at `mountpoint` and returns the kernel's end, `/dev/fuse`. `source` is what the mount table shows. As root by
