@@ -71,7 +71,9 @@ impl Shared {
             return Ok(());
         }
         if durable {
-            applied.log_from = BatchNo(applied.batch.min(self.journaled()).0 + 1);
+            // Never back: batches without rows for the journal may be gone though it has not been told of them.
+            let needed_from = BatchNo(applied.batch.min(self.journaled()).0 + 1);
+            applied.log_from = applied.log_from.max(needed_from);
         }
         let mut writes: Vec<_> = layers.iter().flat_map(|layer| layer.newest()).collect();
         writes.push(applied.write());

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
 use tracing::{info, warn};
 
 use super::checkpoint_format::{PartRef, PartRows, Root};
@@ -37,21 +38,20 @@ impl Committer {
     /// # Errors
     /// `Internal` without a bucket to write to; as [`flush`](Self::flush); of the store.
     pub async fn checkpoint(&self) -> Result<Seq> {
-        self.shared.checkpoint().await
+        let turn = self.shared.checkpointing.clone().lock_owned().await;
+        self.shared.checkpoint(turn).await
     }
 }
 
 impl Shared {
     /// Takes a checkpoint in the background, if none is on its way.
     pub(super) fn checkpoint_behind(self: &Arc<Self>) {
-        if self.checkpointing.try_lock().is_err() {
-            return;
-        }
+        let Ok(turn) = self.checkpointing.clone().try_lock_owned() else { return };
         let shared = self.clone();
         self.spawn("checkpoint", async move {
             let mut stopping = shared.stopping.subscribe();
             let outcome = tokio::select! {
-                outcome = shared.checkpoint() => outcome,
+                outcome = shared.checkpoint(turn) => outcome,
                 // Without its root it is nothing; the next mount takes another.
                 _ = stopping.wait_for(|stop| *stop) => return,
             };
@@ -62,10 +62,10 @@ impl Shared {
         });
     }
 
-    async fn checkpoint(self: &Arc<Self>) -> Result<Seq> {
+    /// One at a time: `_turn` is held until it is done.
+    async fn checkpoint(self: &Arc<Self>, _turn: OwnedMutexGuard<()>) -> Result<Seq> {
         let no_bucket = || Error::new(Kind::Internal, "checkpoint: there is no bucket to write to");
         let remote = self.remote.as_ref().ok_or_else(no_bucket)?;
-        let _one_at_a_time = self.checkpointing.lock().await;
         let shared = self.clone();
         let snapshot = run_blocking(&*self.spawner, "freeze", move || shared.snapshot_at_boundary()).await?;
         let row = self.boundary().await?;

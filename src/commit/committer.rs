@@ -144,7 +144,8 @@ pub(super) struct Shared {
     pub(super) head: watch::Sender<JournalRow>,
     /// What the journal task will own once it is started.
     journal: Mutex<Option<Journal>>,
-    pub(super) checkpointing: tokio::sync::Mutex<()>,
+    /// Held by whoever takes a checkpoint.
+    pub(super) checkpointing: Arc<tokio::sync::Mutex<()>>,
     pub(super) wake_applier: Notify,
     pub(super) wake_journal: Notify,
     pub(super) stopping: watch::Sender<bool>,
@@ -244,7 +245,7 @@ impl Committer {
             head: watch::Sender::new(row),
             remote: journal.as_ref().map(Remote::of),
             journal: Mutex::new(journal),
-            checkpointing: tokio::sync::Mutex::default(),
+            checkpointing: Arc::default(),
             wake_applier: Notify::new(),
             wake_journal: Notify::new(),
             stopping: watch::Sender::new(false),
