@@ -119,7 +119,7 @@ fn a_writer_is_seen_by_a_reader_at_once(volume: &Volume) {
         let piece = vec![round; 3001];
         handle.write_all_at(&piece, expected.len() as u64).expect("write");
         expected.extend(piece);
-        handle.write_all_at(&[b'!'], u64::from(round)).expect("overwrite");
+        handle.write_all_at(b"!", u64::from(round)).expect("overwrite");
         expected[usize::from(round)] = b'!';
         assert_eq!(reader.metadata().expect("fstat").len(), expected.len() as u64);
         let mut found = vec![0; expected.len()];
