@@ -4,10 +4,12 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::exit::{Code, Failure, Result};
+use super::mount_table::mounted_at;
 
 /// Who holds the lock, as its file tells those who find it held.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -15,6 +17,13 @@ pub struct Holder {
     pub pid: u32,
     /// Where it mounts the volume, or what else it does with it.
     pub mountpoint: PathBuf,
+}
+
+impl Holder {
+    fn is_mounted(&self) -> bool {
+        let mounted = mounted_at(&self.mountpoint).ok().flatten();
+        mounted.is_some_and(|mounted| mounted.is_ours())
+    }
 }
 
 /// The lock, held until dropped or until the process ends, however it ends. The file stays: removing it would let two
@@ -25,18 +34,27 @@ pub struct LocalLock {
 }
 
 impl LocalLock {
-    /// Takes the lock of the volume whose state directory is `state_dir` (which exists), for `mountpoint`.
+    /// Takes the lock of the volume whose state directory is `state_dir` (which exists), for `mountpoint`. Whoever holds
+    /// it without being mounted is about to go or to come: that is waited for, up to `patience`.
     ///
     /// # Errors
     /// `Busy` naming the holder if another process has it.
-    pub fn take(volume: &str, state_dir: &Path, mountpoint: &Path) -> Result<Self> {
+    pub fn take(volume: &str, state_dir: &Path, mountpoint: &Path, patience: Duration) -> Result<Self> {
         let path = state_dir.join("lock");
         let failed = |what, error| Failure::io(path.display(), what, error);
         let mut file = open(&path).map_err(|error| failed("open lock file", error))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(held(volume, &mut file)),
-            Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
+        let began = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(failed("lock", error)),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let holder = read(&mut file);
+            if patience <= began.elapsed() || holder.as_ref().is_some_and(Holder::is_mounted) {
+                return Err(held(volume, holder));
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
         let holder = Holder { pid: std::process::id(), mountpoint: mountpoint.to_owned() };
         write(&mut file, &holder).map_err(|error| failed("write lock file", error))?;
@@ -66,12 +84,13 @@ fn write(file: &mut File, holder: &Holder) -> std::io::Result<()> {
 
 fn read(file: &mut File) -> Option<Holder> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
     serde_json::from_str(&text).ok()
 }
 
-fn held(volume: &str, file: &mut File) -> Failure {
-    match read(file) {
+fn held(volume: &str, holder: Option<Holder>) -> Failure {
+    match holder {
         Some(Holder { pid, mountpoint }) => {
             let at = mountpoint.display();
             let cause = format!("already mounted on this host at {at} by process {pid}");
@@ -99,10 +118,10 @@ mod tests {
     #[test]
     fn a_second_mount_is_refused_and_told_of_the_first() {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let first = LocalLock::take("file:///v", dir.path(), Path::new("/mnt/one")).expect("free");
-        let Err(failure) = LocalLock::take("file:///v", dir.path(), Path::new("/mnt/two")) else {
-            panic!("locked twice")
-        };
+        let first =
+            LocalLock::take("file:///v", dir.path(), Path::new("/mnt/one"), Duration::ZERO).expect("free");
+        let second = LocalLock::take("file:///v", dir.path(), Path::new("/mnt/two"), Duration::ZERO);
+        let failure = second.err().expect("locked twice");
         assert_eq!(failure.code, Code::Busy);
         let line = failure.to_string();
         assert!(line.contains("/mnt/one") && line.contains(&std::process::id().to_string()), "{line}");
@@ -110,6 +129,19 @@ mod tests {
         assert_eq!(holder.mountpoint, Path::new("/mnt/one"));
         drop(first);
         assert_eq!(LocalLock::holder(dir.path()), None);
-        let _again = LocalLock::take("file:///v", dir.path(), Path::new("/mnt/two")).expect("free again");
+        let _again = LocalLock::take("file:///v", dir.path(), Path::new("/mnt/two"), Duration::ZERO)
+            .expect("free again");
+    }
+
+    #[test]
+    fn a_holder_that_is_about_to_go_is_waited_for() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let first = LocalLock::take("mem:", dir.path(), Path::new("/mnt/one"), Duration::ZERO).expect("free");
+        let path = dir.path().to_owned();
+        let waiting = std::thread::spawn(move || {
+            LocalLock::take("mem:", &path, Path::new("/mnt/two"), Duration::from_secs(60)).map(drop)
+        });
+        drop(first);
+        assert_eq!(waiting.join().expect("no panic"), Ok(()));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::unistd::{getegid, geteuid};
 
@@ -36,6 +37,9 @@ use crate::vfs::{Caller, MetadataIndex, SetAttr, StagedUploads, Tier, Vfs, VfsOp
 
 /// What `statfs` calls the size of a volume: 1 PiB. Stores do not say how much they take.
 const REPORTED_BYTES: u64 = 1 << 50;
+
+/// How long a daemon that has been unmounted may still be draining before a new mount gives up.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
 const METADATA_FILE: &str = "meta.redb";
 
@@ -108,7 +112,7 @@ pub async fn open(
     };
 
     let state = directory(&opening.state_dir)?;
-    let lock = LocalLock::take(&volume.to_string(), &opening.state_dir, config.purpose)?;
+    let lock = LocalLock::take(&volume.to_string(), &opening.state_dir, config.purpose, LOCK_PATIENCE)?;
     reporter.open_log(&opening.state_dir.join("daemon.log"), config.log_filter)?;
     let fencing = opening.probe(&objects, reporter).await?;
 

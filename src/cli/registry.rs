@@ -72,6 +72,8 @@ fn read(path: &Path) -> Option<Entry> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn entry(state_dir: &Path, mountpoint: &str) -> Entry {
@@ -92,7 +94,7 @@ mod tests {
         let entry = entry(&state_dir, odd);
         entry.publish(root.path()).expect("publish");
         assert_eq!(find(root.path(), Path::new(odd)), None, "nobody holds the lock");
-        let lock = LocalLock::take("mem:", &state_dir, Path::new(odd)).expect("free");
+        let lock = LocalLock::take("mem:", &state_dir, Path::new(odd), Duration::ZERO).expect("free");
         assert_eq!(find(root.path(), Path::new(odd)), Some(entry.clone()));
         assert_eq!(find(root.path(), Path::new("/mnt/with space")), None);
         assert_eq!(find_volume(root.path(), "mem:"), Some(entry.clone()));
