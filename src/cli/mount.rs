@@ -86,7 +86,7 @@ fn serve(request: Request, reporter: &mut Reporter) -> Result<()> {
             if let Err(error) = runtime.block_on(engine.close()) {
                 tracing::warn!(%error, "release the volume");
             }
-            return Err(failure);
+            return Err(*failure);
         }
     };
     reporter.ready(&line);

@@ -101,10 +101,10 @@ impl Mount {
     ///
     /// # Errors
     /// Of mount(2); `Internal` if the root does not answer. Nothing is mounted then, and the runtime comes back.
-    pub fn start(mounting: Mounting) -> std::result::Result<Self, (Failure, TokioRuntime)> {
+    pub fn start(mounting: Mounting) -> std::result::Result<Self, (Box<Failure>, TokioRuntime)> {
         match Self::try_start(&mounting) {
             Ok((shared, entry, events)) => Ok(Self { mounting, shared, entry, events }),
-            Err(failure) => Err((failure, mounting.runtime)),
+            Err(failure) => Err((Box::new(failure), mounting.runtime)),
         }
     }
 
