@@ -1,5 +1,7 @@
 //! The committer over real ports: order, visibility, durability, and what a crash may cost.
 
+#![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
+
 #[path = "commit/format.rs"]
 mod format;
 #[path = "commit/journal.rs"]

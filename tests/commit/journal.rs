@@ -40,7 +40,7 @@ fn a_machine_with_an_empty_disk_finds_what_was_flushed() {
             let mounted = machine.mount(&bucket, small_limits());
             for step in 0..150 {
                 let ticket = mounted.committer.submit(random_batch(&random, &mut model)).expect("submits");
-                if random.next_u64() % 50 == 0 {
+                if random.next_u64().is_multiple_of(50) {
                     machine.runtime.block_on(mounted.committer.flush(ticket)).expect("flushes");
                 }
                 if step == 75 && seed % 2 == 0 {
@@ -402,12 +402,12 @@ fn a_damaged_or_missing_record_is_named() {
     for at in [0, 5, 40, 100, whole.len() - 40, whole.len() - 1] {
         let mut damaged = whole.to_vec();
         damaged[at] ^= 1;
-        machine.runtime.block_on(bucket.inner.delete(&[key.clone()])).expect("deletes");
+        machine.runtime.block_on(bucket.inner.delete(std::slice::from_ref(&key))).expect("deletes");
         machine.runtime.block_on(bucket.inner.put_new(&key, damaged.into())).expect("free");
         let error = rebuild().expect_err("damaged");
         assert!(error.contains("0000000000000003"), "byte {at}: {error}");
     }
-    machine.runtime.block_on(bucket.inner.delete(&[key.clone()])).expect("deletes");
+    machine.runtime.block_on(bucket.inner.delete(std::slice::from_ref(&key))).expect("deletes");
     let error = rebuild().expect_err("missing");
     assert!(error.contains("0000000000000003 is missing"), "{error}");
     machine.runtime.block_on(bucket.inner.put_new(&key, whole)).expect("free");

@@ -87,10 +87,10 @@ fn views_agree_with_a_model_while_layers_come_and_go() {
         let mut held = Vec::new();
         for step in 0..600 {
             let _ = committer.submit(random_batch(&random, &mut model)).expect("submits");
-            if random.next_u64() % 64 == 0 {
+            if random.next_u64().is_multiple_of(64) {
                 held.push((committer.view().expect("view"), model.clone()));
             }
-            if random.next_u64() % 200 == 0 {
+            if random.next_u64().is_multiple_of(200) {
                 held.clear();
                 machine.runtime.block_on(committer.stop()).expect("stops");
                 committer = machine.open(small_limits()).expect("opens again");
@@ -210,7 +210,7 @@ fn a_power_cut_leaves_a_prefix_not_older_than_the_last_sync() {
             for _ in 0..random.next_u64() % 120 {
                 let ticket = committer.submit(random_batch(&random, &mut model)).expect("submits");
                 states.push(model.clone());
-                if random.next_u64() % 24 == 0 {
+                if random.next_u64().is_multiple_of(24) {
                     machine.runtime.block_on(committer.sync_local(ticket)).expect("syncs");
                     synced = states.len() - 1;
                 }

@@ -84,7 +84,7 @@ fn random_writes_and_reads_agree_with_a_copy_in_memory(volume: &Volume) {
         for _ in 0..150 {
             let len = 1 + usize::try_from(dice.number() % 50_000).expect("small");
             let offset = usize::try_from(dice.number() % (LEN - len) as u64).expect("small");
-            if dice.number() % 2 == 0 {
+            if dice.number().is_multiple_of(2) {
                 let bytes = dice.take(len);
                 file.write_all_at(&bytes, offset as u64).expect("write");
                 model[offset..offset + len].copy_from_slice(&bytes);
