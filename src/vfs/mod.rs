@@ -138,6 +138,8 @@ pub struct Vfs {
     publishing: Arc<PublishQueue>,
     /// Lock order 1: held by a rename that moves a directory to another parent.
     rename_token: std::sync::Mutex<()>,
+    /// Leaf lock: held by whoever gives back the blocks of dead segments, from reading which they are to the commit.
+    releasing: std::sync::Mutex<()>,
 }
 
 impl Vfs {
@@ -164,6 +166,7 @@ impl Vfs {
             hot: HotQueue::default(),
             publishing: Arc::default(),
             rename_token: std::sync::Mutex::new(()),
+            releasing: std::sync::Mutex::new(()),
         });
         if !vfs.options.read_only {
             vfs.make_root()?;

@@ -9,6 +9,7 @@ use super::error::Result;
 use super::inode::Inode;
 use crate::base::ids::{Ino, SegmentId};
 use crate::base::range::ByteRange;
+use crate::base::sync::lock;
 use crate::commit::Batch;
 use crate::content::manifest::{Edit, rows};
 use crate::store::kv::{Snapshot, Table};
@@ -72,13 +73,14 @@ impl Vfs {
 
     /// Removes up to a step's worth of manifest rows in `range`; true if that many were there.
     pub(super) fn remove_rows(&self, inode: &Inode, range: ByteRange) -> Result<bool> {
+        // Before the view: what it shows must not be given back by somebody else too.
+        let mut state = inode.lock();
         let view = self.commit.view()?;
         let step = rows(&view, inode.ino, range, ROWS_PER_STEP)?;
         let Some((last, _)) = step.last() else { return Ok(false) };
         let mut edit = Edit::new(&view, inode.ino);
         edit.remove(ByteRange::new(range.start, last.end.min(range.end)))?;
         let rows = edit.finish();
-        let mut state = inode.lock();
         let mut row = state.row.clone();
         row.allocated = row.allocated.saturating_add_signed(rows.allocated);
         let mut change = Change::default();
@@ -100,6 +102,8 @@ impl Vfs {
     /// Gives back the blocks of segments that no manifest names any more.
     pub(super) fn release_dead_segments(&self) -> Result<()> {
         loop {
+            // Of two that read the same rows both would give back the same blocks.
+            let _one_at_a_time = lock(&self.releasing);
             let view = self.commit.view()?;
             let mut dead = Vec::new();
             view.scan(DEAD_SEGMENT, &[], None, &mut |key, _| {

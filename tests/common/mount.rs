@@ -463,6 +463,10 @@ impl Volume {
         if !ended {
             kill_mount(&self.mountpoint());
         }
+        // What a command mounted that should have been refused.
+        for mountpoint in mounted_below(self.directory.path()) {
+            kill_mount(&mountpoint);
+        }
     }
 }
 
@@ -497,6 +501,15 @@ pub fn is_mounted(path: &Path) -> bool {
     let path = path.to_str().expect("test paths are text");
     // Test paths hold nothing that the table would escape.
     table.lines().any(|line| line.split(' ').nth(4) == Some(path))
+}
+
+/// Everything mounted below `directory`, the newest first.
+fn mounted_below(directory: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
+    let paths = table.lines().filter_map(|line| line.split(' ').nth(4).map(PathBuf::from));
+    let mut below: Vec<_> = paths.filter(|path| path.starts_with(directory)).collect();
+    below.reverse();
+    below
 }
 
 /// Processes whose executable is the binary under test and that have `mountpoint` as one argument.
