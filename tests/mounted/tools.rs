@@ -100,11 +100,11 @@ fn cargo_builds_a_crate_and_knows_after_a_remount_that_it_is_fresh(volume: &Volu
     fs::write(krate.join("src/part.rs"), "pub fn answer() -> u32 { 42 }\n").expect("write");
     let main = "mod part;\nfn main() { println!(\"{}\", part::answer()); }\n";
     fs::write(krate.join("src/main.rs"), main).expect("write");
-    script_within(LIMIT, &krate, "cargo build --offline 2>&1");
+    script_within(LIMIT, &krate, "cargo build --offline --target-dir target 2>&1");
     assert_eq!(script(&krate, "target/debug/small"), "42\n");
     volume.remount_from_the_store_alone();
     assert_eq!(script(&krate, "target/debug/small"), "42\n");
-    let second = script_within(LIMIT, &krate, "cargo build --offline 2>&1");
+    let second = script_within(LIMIT, &krate, "cargo build --offline --target-dir target 2>&1");
     assert!(!second.contains("Compiling"), "times survive to the nanosecond: {second}");
 }
 
