@@ -16,8 +16,7 @@ use crate::store::{Error, Kind, Result};
 const MAGIC: [u8; 4] = *b"GFSJ";
 const VERSION: u16 = 1;
 const TRAILER_BYTES: usize = 32;
-/// Level 6 makes records of small files a sixth shorter than level 3 does, at a tenth of a second per 4 MiB, behind
-/// everybody's back.
+/// Higher than for blocks: a record is a few MiB at most, made behind everybody's back, and kept for long.
 const ZSTD_LEVEL: i32 = 6;
 /// Bytes of rows a reader accepts: above what any record is cut at, so that a damaged length cannot take all memory.
 const RAW_BYTES_MAX: u64 = 64 * MIB;
