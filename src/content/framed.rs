@@ -10,11 +10,11 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 
 use super::fetch::Fetcher;
-use super::frame::{Compression, FrameEncoder};
+use super::frame::{Compression, EncodedFrame, FrameEncoder};
 use super::pack_cache::PackCache;
 use super::pack_listing::{self, PackPages};
 use super::spill::SpillBudget;
-use super::staging::{Appended, Encoded, Staging};
+use super::staging::{Appended, Staging, StagingParts};
 use super::upload::{Progress, Uploads};
 use crate::base::hash::BlockId;
 use crate::base::ids::{PackId, WriterId};
@@ -126,8 +126,14 @@ impl FramedBlockStore {
     pub fn new(parts: FramedParts, options: FramedOptions) -> Self {
         let FramedParts { objects, staged, index, clock, spawner, budget, cache, uploads, downloads } = parts;
         let FramedOptions { writer, pack_bytes_target, .. } = options;
-        let staging =
-            Arc::new(Staging::new(staged.clone(), clock.clone(), budget, writer, pack_bytes_target));
+        let staging = Arc::new(Staging::new(StagingParts {
+            directory: staged.clone(),
+            clock: clock.clone(),
+            budget,
+            uploads: uploads.clone(),
+            writer,
+            pack_bytes_target,
+        }));
         let uploads = Arc::new(Uploads {
             objects: objects.clone(),
             directory: staged,
@@ -229,9 +235,9 @@ impl Inner {
 
     /// Appends encoded blocks and starts what follows from it. In one piece, so that it is not left half done when the
     /// caller gives up.
-    fn stage(self: &Arc<Self>, encoded: &Encoded) -> Result<Vec<BlockTicket>> {
+    fn stage(self: &Arc<Self>, frames: &[EncodedFrame]) -> Result<Vec<BlockTicket>> {
         let mut done = Appended::default();
-        let outcome = self.staging.append(encoded, &mut done);
+        let outcome = self.staging.append(frames, &mut done);
         done.sealed.into_iter().for_each(|pack| self.uploads.start(pack));
         if let Some(pack) = done.opened {
             self.seal_later(pack);
@@ -263,17 +269,13 @@ impl Inner {
         .await;
     }
 
-    async fn encoded(&self, blocks: Vec<Block>) -> Encoded {
+    async fn encoded(&self, blocks: Vec<Block>) -> Vec<EncodedFrame> {
         let bytes = blocks.iter().map(|block| u64::from(block.id.len)).sum();
         let _permit = self.encoding.acquire(bytes).await;
         let compression = self.options.compression;
         run_blocking(&*self.spawner, "encode blocks", move || {
             let mut encoder = FrameEncoder::new(compression);
-            let mut encoded = Encoded::default();
-            for Block { id, data } in &blocks {
-                encoded.headers.push(encoder.append(*id, data, &mut encoded.bytes));
-            }
-            encoded
+            blocks.iter().map(|Block { id, data }| encoder.encode(*id, data)).collect()
         })
         .await
     }

@@ -180,9 +180,15 @@ impl Uploads {
 
     /// Holds the permit and the body only while it sends.
     async fn attempt(&self, pack: &Arc<StagedPack>) -> Result<Receipt> {
-        let _permit = self.permits.acquire(pack.len()).await;
-        let reader = pack.clone();
-        let body = run_blocking(&*self.spawner, "read staged pack", move || reader.body()).await?;
+        let (body, _permit) = match pack.take_resident() {
+            Some(resident) => resident,
+            None => {
+                let permit = self.permits.acquire(pack.len()).await;
+                let reader = pack.clone();
+                let read = run_blocking(&*self.spawner, "read staged pack", move || reader.body());
+                (read.await?, permit)
+            }
+        };
         let key = keys::pack(pack.id);
         match self.objects.put_new(&key, body.bytes.clone()).await {
             Ok(_) => Ok(body.receipt),

@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::Vfs;
 use super::change::Change;
@@ -29,6 +30,12 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Files staged at once: one per core that cuts and hashes, and one that writes meanwhile.
 const STAGING_MAX: usize = 3;
+
+/// Bytes of blocks that are stored together while the next are being cut.
+const PUT_BYTES: u64 = 2 << 20;
+
+/// Such batches in the works at once, for one file.
+const PUTS_AT_ONCE: usize = 2;
 
 /// What to do with bytes after the last cut of a file's last run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,28 +172,35 @@ impl Vfs {
     async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
         let _one_hand_out_at_a_time = inode.hand_out.lock().await;
         let Some(frozen) = self.freeze_or_inline(inode)? else { return Ok(()) };
+        let frozen = Arc::new(frozen);
         let permit = self.hot.permits.acquire().await;
-        let sizes = self.options.chunk_sizes;
-        let (frozen, cut) = self
-            .on_cpu(move || {
-                let cut = cut_runs(&frozen.runs, sizes, tail);
-                (frozen, cut)
-            })
-            .await;
-        if cut.is_empty() && tail == Tail::Leave {
-            inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
-            return Ok(());
-        }
-        let (ranges, blocks): (Vec<_>, Vec<_>) = cut.into_iter().unzip();
-        let tickets = self.blocks.put_many(blocks).await;
+        let staged = self.cut_and_put(&frozen, tail).await;
         drop(permit);
-        match tickets {
-            Ok(tickets) => self.install(inode, &frozen, ranges.into_iter().zip(tickets).collect()),
-            Err(error) => {
+        match staged {
+            Ok(staged) if !staged.is_empty() || tail == Tail::Take => self.install(inode, &frozen, staged),
+            nothing => {
                 inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
-                Err(error.into())
+                nothing.map(drop)
             }
         }
+    }
+
+    /// Cuts what was handed out and stores the blocks. One core cuts while others look up, compress and write what was cut
+    /// before.
+    async fn cut_and_put(&self, frozen: &Arc<Frozen>, tail: Tail) -> Result<Vec<(ByteRange, BlockTicket)>> {
+        let (sender, receiver) = mpsc::channel(1);
+        let (runs, sizes) = (Arc::clone(frozen), self.options.chunk_sizes);
+        // Ends by itself when nobody receives any more.
+        let cutting = self.on_cpu(move || cut_runs(&runs.runs, sizes, tail, &sender));
+        let batches = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
+        let put = |batch: Vec<(ByteRange, Block)>| async move {
+            let (ranges, blocks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+            let tickets = self.blocks.put_many(blocks).await?;
+            Ok(ranges.into_iter().zip(tickets).collect::<Vec<_>>())
+        };
+        let putting = batches.map(put).buffered(PUTS_AT_ONCE).try_concat();
+        let ((), staged) = futures_util::future::join(cutting, putting).await;
+        staged
     }
 
     /// Takes the hot bytes of a file out for staging, or commits a small file's content with its row. None if there is
@@ -279,9 +293,10 @@ impl Vfs {
     }
 }
 
-/// Cuts runs into blocks by content, with the file range each stands for.
-fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail) -> Vec<(ByteRange, Block)> {
-    let mut cut = Vec::new();
+/// Cuts runs into blocks by content and sends them, with the file range each stands for, in batches.
+fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail, batches: &mpsc::Sender<Vec<(ByteRange, Block)>>) {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
     for (index, run) in runs.iter().enumerate() {
         let mut at = run.start;
         let mut place = |block: Block| {
@@ -291,11 +306,26 @@ fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail) -> Vec<(ByteRange, Bloc
         };
         let mut chunker = Chunker::new(sizes);
         for data in &run.data {
-            cut.extend(chunker.push(data.clone()).into_iter().map(&mut place));
+            batch.extend(
+                chunker
+                    .push(data.clone())
+                    .into_iter()
+                    .map(&mut place)
+                    .inspect(|(range, _)| bytes += range.len()),
+            );
+            if PUT_BYTES <= bytes {
+                bytes = 0;
+                if batches.blocking_send(std::mem::take(&mut batch)).is_err() {
+                    return;
+                }
+            }
         }
         if tail == Tail::Take || index + 1 < runs.len() {
-            cut.extend(chunker.finish().into_iter().map(&mut place));
+            batch.extend(chunker.finish().into_iter().map(&mut place));
         }
     }
-    cut
+    if !batch.is_empty() {
+        // An error means that an earlier batch failed, and whoever waits knows of it.
+        let _ = batches.blocking_send(batch);
+    }
 }
