@@ -35,15 +35,16 @@ impl DirectIo {
         else {
             return file.write_all_at(data, offset);
         };
-        let pages = data.get(middle.clone()).unwrap_or_default();
+        let (head, rest) = data.split_at(middle.start);
+        let (pages, _) = rest.split_at(middle.len());
+        // Ascending, so that the file never has a hole to fill.
+        file.write_all_at(head, offset)?;
+        let start = offset + middle.start as u64;
         let written = match pages.as_ptr().align_offset(ALIGN) {
-            0 => write_pages(&direct, pages, offset + middle.start as u64)?,
-            _ => self.bounce_pages(&direct, pages, offset + middle.start as u64)?,
+            0 => write_pages(&direct, pages, start)?,
+            _ => self.bounce_pages(&direct, pages, start)?,
         };
-        let written = middle.start + written;
-        let (head, tail) = (data.get(..middle.start), data.get(written..));
-        file.write_all_at(head.unwrap_or_default(), offset)?;
-        file.write_all_at(tail.unwrap_or_default(), offset + written as u64)
+        file.write_all_at(rest.get(written..).unwrap_or_default(), start + written as u64)
     }
 
     /// As [`write_pages`] for memory that is not aligned.

@@ -199,7 +199,10 @@ impl FrameEncoder {
     fn compress(&mut self, data: &[u8]) -> Option<&[u8]> {
         let zstd = self.zstd.as_mut()?;
         let limit = data.len() * KEEP_SHORTER_THAN.0 / KEEP_SHORTER_THAN.1;
-        self.scratch.resize(limit.max(SAMPLE_BYTES), 0);
+        let room = limit.max(SAMPLE_BYTES);
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
         if !samples_shrink(zstd, data, &mut self.scratch) {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ use crate::store::{Error, Kind, Result, keys};
 
 /// Plain bytes of blocks that one thread encodes at a time: long enough to be worth a hand-over, short enough that
 /// both cores of a small machine get some of a 4 MiB flush.
-const GROUP_BYTES: u64 = 1 << 20;
+const GROUP_BYTES: u64 = 2 << 20;
 
 /// Groups of one call in the works at once.
 const GROUPS_AT_ONCE: usize = 4;
@@ -117,6 +117,8 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     cache: Option<Arc<PackCache>>,
     encoding: SemaphoreLimit,
+    /// Not in use just now: their tables cost more to make than a block to encode. No more than threads that encode.
+    encoders: Mutex<Vec<FrameEncoder>>,
     options: FramedOptions,
 }
 
@@ -154,8 +156,20 @@ impl FramedBlockStore {
             downloads,
         ));
         let encoding = SemaphoreLimit::new(options.encode_bytes_max);
-        let inner =
-            Inner { objects, index, clock, spawner, staging, uploads, fetcher, cache, encoding, options };
+        let encoders = Mutex::default();
+        let inner = Inner {
+            objects,
+            index,
+            clock,
+            spawner,
+            staging,
+            uploads,
+            fetcher,
+            cache,
+            encoding,
+            encoders,
+            options,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -269,15 +283,23 @@ impl Inner {
         .await;
     }
 
-    async fn encoded(&self, blocks: Vec<Block>) -> Vec<EncodedFrame> {
+    /// Encodes and stages blocks on one thread: handing them from one to the next costs more than it gains.
+    async fn store(self: Arc<Self>, blocks: Vec<Block>) -> Result<Vec<BlockTicket>> {
         let bytes = blocks.iter().map(|block| u64::from(block.id.len)).sum();
         let _permit = self.encoding.acquire(bytes).await;
-        let compression = self.options.compression;
-        run_blocking(&*self.spawner, "encode blocks", move || {
-            let mut encoder = FrameEncoder::new(compression);
-            blocks.iter().map(|Block { id, data }| encoder.encode(*id, data)).collect()
+        let inner = self.clone();
+        run_blocking(&*self.spawner, "store blocks", move || {
+            let idle = inner.encoders().pop();
+            let mut encoder = idle.unwrap_or_else(|| FrameEncoder::new(inner.options.compression));
+            let frames: Vec<_> = blocks.iter().map(|block| encoder.encode(block.id, &block.data)).collect();
+            inner.encoders().push(encoder);
+            inner.stage(&frames)
         })
         .await
+    }
+
+    fn encoders(&self) -> MutexGuard<'_, Vec<FrameEncoder>> {
+        self.encoders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -301,13 +323,10 @@ impl BlockStore for FramedBlockStore {
                 None => new.push(block),
             }
         }
-        let encoded = groups(new).into_iter().map(|group| self.inner.encoded(group));
-        let mut encoded = stream::iter(encoded).buffered(GROUPS_AT_ONCE);
-        while let Some(group) = encoded.next().await {
-            let inner = self.inner.clone();
-            let staged =
-                run_blocking(&*self.inner.spawner, "stage blocks", move || inner.stage(&group)).await?;
-            tickets.extend(staged.into_iter().map(|ticket| (ticket.id, ticket)));
+        let stored = groups(new).into_iter().map(|group| self.inner.clone().store(group));
+        let mut stored = stream::iter(stored).buffer_unordered(GROUPS_AT_ONCE);
+        while let Some(staged) = stored.next().await {
+            tickets.extend(staged?.into_iter().map(|ticket| (ticket.id, ticket)));
         }
         Ok(ids.iter().map(|id| tickets.get(id).expect("known or staged just now").clone()).collect())
     }

@@ -32,7 +32,7 @@ const TICK: Duration = Duration::from_millis(100);
 const STAGING_MAX: usize = 3;
 
 /// Bytes of blocks that are stored together while the next are being cut.
-const PUT_BYTES: u64 = 2 << 20;
+const PUT_BYTES: u64 = 4 << 20;
 
 /// Such batches in the works at once, for one file.
 const PUTS_AT_ONCE: usize = 2;
