@@ -1,12 +1,13 @@
 //! Opening a volume: objects, superblock, lock, blocks, metadata and filesystem, stacked in one place.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::{getegid, geteuid};
 
-use super::blocks::{Blocks, Shares, Wiring, spill_budget};
+use super::blocks::{Blocks, CACHE_BYTES_DEFAULT, Shares, Wiring, spill_budget};
 use super::daemon::Reporter;
 use super::engine::{Engine, vfs_failure};
 use super::environment::LocalRoots;
@@ -119,14 +120,17 @@ pub async fn open(
     let staged = directory(&opening.state_dir.join("staged"))?;
     let spill = spill_budget(options.spill_bytes, staged.clone(), runtime);
     let index = Arc::new(MetadataIndex::default());
+    let cache_dir = roots.volume_cache(opening.superblock.volume_id()).join("packs");
+    let fetched = directory(&cache_dir)?;
+    let cache_bytes = options.cache_bytes.unwrap_or_else(|| default_cache_bytes(volume, &cache_dir));
     let wiring = Wiring {
         objects: &objects,
         runtime,
         superblock: &opening.superblock,
         shares: &opening.shares,
         staged,
-        fetched: directory(&roots.volume_cache(opening.superblock.volume_id()).join("packs"))?,
-        cache_bytes: options.cache_bytes,
+        fetched,
+        cache_bytes,
         index: index.clone(),
         spill: spill.clone(),
         writer: opening.writer,
@@ -155,6 +159,15 @@ pub async fn open(
         vfs,
         _lock: lock,
     })
+}
+
+/// A cache on the filesystem that holds the store would be a second copy of what is as near already.
+fn default_cache_bytes(volume: &Volume, cache: &Path) -> u64 {
+    let filesystem = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    match volume {
+        Volume::Dir(store) if filesystem(store) == filesystem(cache) => 0,
+        _ => CACHE_BYTES_DEFAULT,
+    }
 }
 
 fn directory(path: &Path) -> Result<Arc<dyn Directory>> {

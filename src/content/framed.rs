@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -28,7 +28,7 @@ use crate::store::{Error, Kind, Result, keys};
 
 /// Plain bytes of blocks that one thread encodes at a time: long enough to be worth a hand-over, short enough that
 /// both cores of a small machine get some of a 4 MiB flush.
-const GROUP_BYTES: u64 = 2 << 20;
+const GROUP_BYTES: u64 = 1 << 20;
 
 /// Groups of one call in the works at once.
 const GROUPS_AT_ONCE: usize = 4;
@@ -117,8 +117,7 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     cache: Option<Arc<PackCache>>,
     encoding: SemaphoreLimit,
-    /// Not in use just now: their tables cost more to make than a block to encode. No more than threads that encode.
-    encoders: Mutex<Vec<FrameEncoder>>,
+    encoders: Arc<IdleEncoders>,
     options: FramedOptions,
 }
 
@@ -156,7 +155,7 @@ impl FramedBlockStore {
             downloads,
         ));
         let encoding = SemaphoreLimit::new(options.encode_bytes_max);
-        let encoders = Mutex::default();
+        let encoders = Arc::default();
         let inner = Inner {
             objects,
             index,
@@ -283,23 +282,31 @@ impl Inner {
         .await;
     }
 
-    /// Encodes and stages blocks on one thread: handing them from one to the next costs more than it gains.
-    async fn store(self: Arc<Self>, blocks: Vec<Block>) -> Result<Vec<BlockTicket>> {
+    async fn encoded(&self, blocks: Vec<Block>) -> Vec<EncodedFrame> {
         let bytes = blocks.iter().map(|block| u64::from(block.id.len)).sum();
         let _permit = self.encoding.acquire(bytes).await;
-        let inner = self.clone();
-        run_blocking(&*self.spawner, "store blocks", move || {
-            let idle = inner.encoders().pop();
-            let mut encoder = idle.unwrap_or_else(|| FrameEncoder::new(inner.options.compression));
-            let frames: Vec<_> = blocks.iter().map(|block| encoder.encode(block.id, &block.data)).collect();
-            inner.encoders().push(encoder);
-            inner.stage(&frames)
+        let (encoders, compression) = (self.encoders.clone(), self.options.compression);
+        run_blocking(&*self.spawner, "encode blocks", move || {
+            let mut encoder = encoders.take().unwrap_or_else(|| FrameEncoder::new(compression));
+            let frames = blocks.iter().map(|block| encoder.encode(block.id, &block.data)).collect();
+            encoders.give_back(encoder);
+            frames
         })
         .await
     }
+}
 
-    fn encoders(&self) -> MutexGuard<'_, Vec<FrameEncoder>> {
-        self.encoders.lock().unwrap_or_else(PoisonError::into_inner)
+/// Encoders not in use just now: their tables cost more to make than a block to encode. No more than threads that encode.
+#[derive(Default)]
+struct IdleEncoders(Mutex<Vec<FrameEncoder>>);
+
+impl IdleEncoders {
+    fn take(&self) -> Option<FrameEncoder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn give_back(&self, encoder: FrameEncoder) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
     }
 }
 
@@ -323,10 +330,14 @@ impl BlockStore for FramedBlockStore {
                 None => new.push(block),
             }
         }
-        let stored = groups(new).into_iter().map(|group| self.inner.clone().store(group));
-        let mut stored = stream::iter(stored).buffer_unordered(GROUPS_AT_ONCE);
-        while let Some(staged) = stored.next().await {
-            tickets.extend(staged?.into_iter().map(|ticket| (ticket.id, ticket)));
+        let encoded = groups(new).into_iter().map(|group| self.inner.encoded(group));
+        // In the order they came: what is written together is read together.
+        let mut encoded = stream::iter(encoded).buffered(GROUPS_AT_ONCE).ready_chunks(GROUPS_AT_ONCE);
+        while let Some(groups) = encoded.next().await {
+            let inner = self.inner.clone();
+            let frames: Vec<_> = groups.into_iter().flatten().collect();
+            let staged = run_blocking(&*self.inner.spawner, "stage blocks", move || inner.stage(&frames));
+            tickets.extend(staged.await?.into_iter().map(|ticket| (ticket.id, ticket)));
         }
         Ok(ids.iter().map(|id| tickets.get(id).expect("known or staged just now").clone()).collect())
     }

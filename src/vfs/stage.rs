@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::Vfs;
@@ -33,9 +32,6 @@ const STAGING_MAX: usize = 3;
 
 /// Bytes of blocks that are stored together while the next are being cut.
 const PUT_BYTES: u64 = 4 << 20;
-
-/// Such batches in the works at once, for one file.
-const PUTS_AT_ONCE: usize = 2;
 
 /// What to do with bytes after the last cut of a file's last run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,14 +91,18 @@ impl HotQueue {
 }
 
 impl Vfs {
-    /// Queues an inode that has something to stage, once.
+    /// Queues an inode that has something to stage, once, and has it staged at once if memory is short.
     pub(super) fn note_hot(&self, inode: &Arc<Inode>, state: &State) {
+        self.queue_hot(inode, state);
+        if self.hot_budget.is_pressed() {
+            self.hot.wake();
+        }
+    }
+
+    fn queue_hot(&self, inode: &Arc<Inode>, state: &State) {
         let unsealed = state.overlay.as_ref().is_some_and(|overlay| overlay.has_unsealed(state.row.size));
         if unsealed && !inode.queue() {
             self.hot.push(self.clock.monotonic(), inode);
-        }
-        if self.hot_budget.is_pressed() {
-            self.hot.wake();
         }
     }
 
@@ -153,12 +153,17 @@ impl Vfs {
 
     /// Stages, and leaves a failure for whoever closes or syncs the file; the bytes stay hot and are tried again.
     pub(super) async fn stage_and_report(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) {
-        if let Err(error) = self.stage(inode, tail).await {
-            tracing::error!(ino = inode.ino.0, %error, "stage written bytes");
-            inode.lock().failures += 1;
+        let staged = self.stage(inode, tail).await;
+        let mut state = inode.lock();
+        match staged {
+            Ok(()) => self.note_hot(inode, &state),
+            Err(error) => {
+                tracing::error!(ino = inode.ino.0, %error, "stage written bytes");
+                state.failures += 1;
+                // Not at once, however short memory is: what failed just now would fail again.
+                self.queue_hot(inode, &state);
+            }
         }
-        let state = inode.lock();
-        self.note_hot(inode, &state);
     }
 
     /// Stages everything written so far.
@@ -188,19 +193,18 @@ impl Vfs {
     /// Cuts what was handed out and stores the blocks. One core cuts while others look up, compress and write what was cut
     /// before.
     async fn cut_and_put(&self, frozen: &Arc<Frozen>, tail: Tail) -> Result<Vec<(ByteRange, BlockTicket)>> {
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, mut receiver) = mpsc::channel::<Vec<(ByteRange, Block)>>(1);
         let (runs, sizes) = (Arc::clone(frozen), self.options.chunk_sizes);
-        // Ends by itself when nobody receives any more.
+        // Runs beside this and ends by itself when nobody receives any more.
         let cutting = self.on_cpu(move || cut_runs(&runs.runs, sizes, tail, &sender));
-        let batches = stream::unfold(receiver, async |mut receiver| Some((receiver.recv().await?, receiver)));
-        let put = |batch: Vec<(ByteRange, Block)>| async move {
+        let mut staged = Vec::new();
+        // One batch after the other, so that packs hold a file in its order.
+        while let Some(batch) = receiver.recv().await {
             let (ranges, blocks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            let tickets = self.blocks.put_many(blocks).await?;
-            Ok(ranges.into_iter().zip(tickets).collect::<Vec<_>>())
-        };
-        let putting = batches.map(put).buffered(PUTS_AT_ONCE).try_concat();
-        let ((), staged) = futures_util::future::join(cutting, putting).await;
-        staged
+            staged.extend(ranges.into_iter().zip(self.blocks.put_many(blocks).await?));
+        }
+        cutting.await;
+        Ok(staged)
     }
 
     /// Takes the hot bytes of a file out for staging, or commits a small file's content with its row. None if there is
