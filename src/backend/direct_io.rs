@@ -14,9 +14,9 @@ const ALIGN: usize = 4096;
 /// Transfers below this go through the page cache: they are cheap to copy and may well be read again.
 pub(super) const DIRECT_BYTES_MIN: usize = 256 << 10;
 
-/// Bytes that pass through one bounce buffer at a time: enough to keep a disk busy, and still in the CPU's cache after
-/// they were copied there.
-const BOUNCE_BYTES: usize = 1 << 20;
+/// Bytes of one transfer: enough to keep a disk busy, still in the CPU's cache after they were copied into a bounce buffer,
+/// and not so many that whoever else uses the disk waits long behind them.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Buffers kept for the next transfer: about as many as transfers run at once on a machine with few cores.
 const BOUNCES_KEPT: usize = 4;
@@ -40,31 +40,23 @@ impl DirectIo {
         // Ascending, so that the file never has a hole to fill.
         file.write_all_at(head, offset)?;
         let start = offset + middle.start as u64;
-        let written = match pages.as_ptr().align_offset(ALIGN) {
-            0 => write_pages(&direct, pages, start)?,
-            _ => self.bounce_pages(&direct, pages, start)?,
-        };
-        file.write_all_at(rest.get(written..).unwrap_or_default(), start + written as u64)
-    }
-
-    /// As [`write_pages`] for memory that is not aligned.
-    fn bounce_pages(&self, direct: &File, pages: &[u8], offset: u64) -> io::Result<usize> {
-        let mut bounce = self.take();
-        let (_, buffer) = aligned(&mut bounce);
+        let mut bounce = (pages.as_ptr().align_offset(ALIGN) != 0).then(|| self.take());
         let mut written = 0;
         let mut outcome = Ok(());
-        for piece in pages.chunks(BOUNCE_BYTES) {
-            let Some(buffer) = buffer.get_mut(..piece.len()) else { break };
-            buffer.copy_from_slice(piece);
-            let len = write_pages(direct, buffer, offset + written as u64);
+        for piece in pages.chunks(PIECE_BYTES) {
+            let len = match &mut bounce {
+                None => write_pages(&direct, piece, start + written as u64),
+                Some(bounce) => write_pages(&direct, copied(piece, bounce), start + written as u64),
+            };
             written += *len.as_ref().unwrap_or(&0);
             if !matches!(len, Ok(len) if len == piece.len()) {
                 outcome = len.map(drop);
                 break;
             }
         }
-        self.give_back(bounce);
-        outcome.map(|()| written)
+        bounce.into_iter().for_each(|bounce| self.give_back(bounce));
+        outcome?;
+        file.write_all_at(rest.get(written..).unwrap_or_default(), start + written as u64)
     }
 
     /// Fills `buf` from `offset`, whole pages of it past the page cache if it is large and the filesystem can.
@@ -79,7 +71,7 @@ impl DirectIo {
         let mut read = middle.start;
         let mut bounce = self.take();
         let (_, buffer) = aligned(&mut bounce);
-        for piece in buf.get_mut(middle.clone()).unwrap_or_default().chunks_mut(BOUNCE_BYTES) {
+        for piece in buf.get_mut(middle.clone()).unwrap_or_default().chunks_mut(PIECE_BYTES) {
             let Some(buffer) = buffer.get_mut(..piece.len()) else { break };
             match direct.read_at(buffer, offset + read as u64) {
                 Ok(len) if len == piece.len() => {
@@ -103,7 +95,7 @@ impl DirectIo {
 
     fn take(&self) -> Vec<u8> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(|| vec![0; BOUNCE_BYTES + ALIGN])
+        idle.unwrap_or_else(|| vec![0; PIECE_BYTES + ALIGN])
     }
 
     fn give_back(&self, bounce: Vec<u8>) {
@@ -137,6 +129,14 @@ fn write_pages(direct: &File, pages: &[u8], offset: u64) -> io::Result<usize> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(0),
         written => written,
     }
+}
+
+/// `piece` in an aligned place.
+fn copied<'a>(piece: &[u8], bounce: &'a mut [u8]) -> &'a [u8] {
+    let (_, buffer) = aligned(bounce);
+    let copy = buffer.get_mut(..piece.len()).expect("a bounce buffer holds a piece");
+    copy.copy_from_slice(piece);
+    copy
 }
 
 /// The aligned part of a buffer, and what is before it.

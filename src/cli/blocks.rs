@@ -21,7 +21,7 @@ const MEMORY_BYTES_DEFAULT: u64 = 256 * MIB;
 /// Less than this cannot hold one pack in each of the places that need one.
 const MEMORY_BYTES_MIN: u64 = 64 * MIB;
 /// Local disk for cached parts of packs, and for what is not in the store yet, in bytes.
-pub(super) const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
+const CACHE_BYTES_DEFAULT: u64 = 10 * GIB;
 const SPILL_BYTES_DEFAULT: u64 = 16 * GIB;
 /// Disk left to others, to the metadata and to the log.
 const FREE_BYTES_MIN: u64 = 512 * MIB;
@@ -114,8 +114,10 @@ pub(super) struct Wiring<'a> {
     pub(super) shares: &'a Shares,
     pub(super) staged: Arc<dyn Directory>,
     pub(super) fetched: Arc<dyn Directory>,
-    /// 0 for none.
-    pub(super) cache_bytes: u64,
+    /// The store is on the filesystem of the local files.
+    pub(super) is_near: bool,
+    /// None takes the default.
+    pub(super) cache_bytes: Option<u64>,
     pub(super) index: Arc<dyn BlockIndex>,
     pub(super) spill: SpillBudget,
     pub(super) writer: WriterId,
@@ -148,10 +150,13 @@ impl Wiring<'_> {
             };
             return Ok((Blocks::Single(Arc::new(SingleBlockStore::new(parts))), None));
         }
-        let limits = PackCacheLimits { bytes_max: self.cache_bytes, free_bytes_min: FREE_BYTES_MIN };
+        // Where the store is near, a cache would be a second copy of what is at hand already.
+        let default = if self.is_near { 0 } else { CACHE_BYTES_DEFAULT };
+        let bytes_max = self.cache_bytes.unwrap_or(default);
+        let limits = PackCacheLimits { bytes_max, free_bytes_min: FREE_BYTES_MIN };
         // Opened also to keep nothing: an earlier mount may have left something.
         let cache = Arc::new(PackCache::open(self.fetched, self.staged.clone(), limits)?);
-        let cache = (0 < self.cache_bytes).then_some(cache);
+        let cache = (0 < bytes_max).then_some(cache);
         let parts = FramedParts {
             objects: self.objects.store.clone(),
             staged: self.staged,
@@ -164,7 +169,8 @@ impl Wiring<'_> {
             downloads,
         };
         let defaults = FramedOptions::new(self.writer);
-        let options = FramedOptions { compression, encode_bytes_max: self.shares.encode, ..defaults };
+        let encode_bytes_max = self.shares.encode;
+        let options = FramedOptions { compression, encode_bytes_max, give_way: self.is_near, ..defaults };
         Ok((Blocks::Framed(Arc::new(FramedBlockStore::new(parts, options))), cache))
     }
 }

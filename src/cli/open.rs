@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::unistd::{getegid, geteuid};
 
-use super::blocks::{Blocks, CACHE_BYTES_DEFAULT, Shares, Wiring, spill_budget};
+use super::blocks::{Blocks, Shares, Wiring, spill_budget};
 use super::daemon::Reporter;
 use super::engine::{Engine, vfs_failure};
 use super::environment::LocalRoots;
@@ -120,9 +120,7 @@ pub async fn open(
     let staged = directory(&opening.state_dir.join("staged"))?;
     let spill = spill_budget(options.spill_bytes, staged.clone(), runtime);
     let index = Arc::new(MetadataIndex::default());
-    let cache_dir = roots.volume_cache(opening.superblock.volume_id()).join("packs");
-    let fetched = directory(&cache_dir)?;
-    let cache_bytes = options.cache_bytes.unwrap_or_else(|| default_cache_bytes(volume, &cache_dir));
+    let fetched = directory(&roots.volume_cache(opening.superblock.volume_id()).join("packs"))?;
     let wiring = Wiring {
         objects: &objects,
         runtime,
@@ -130,7 +128,8 @@ pub async fn open(
         shares: &opening.shares,
         staged,
         fetched,
-        cache_bytes,
+        is_near: is_near(volume, &opening.state_dir),
+        cache_bytes: options.cache_bytes,
         index: index.clone(),
         spill: spill.clone(),
         writer: opening.writer,
@@ -161,13 +160,10 @@ pub async fn open(
     })
 }
 
-/// A cache on the filesystem that holds the store would be a second copy of what is as near already.
-fn default_cache_bytes(volume: &Volume, cache: &Path) -> u64 {
+/// True if the volume's objects are on the filesystem that holds the local files.
+fn is_near(volume: &Volume, local: &Path) -> bool {
     let filesystem = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
-    match volume {
-        Volume::Dir(store) if filesystem(store) == filesystem(cache) => 0,
-        _ => CACHE_BYTES_DEFAULT,
-    }
+    matches!(volume, Volume::Dir(store) if filesystem(store) == filesystem(local))
 }
 
 fn directory(path: &Path) -> Result<Arc<dyn Directory>> {

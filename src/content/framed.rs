@@ -64,6 +64,9 @@ pub struct FramedOptions {
     pub seal_after: Duration,
     /// Bytes of plain blocks being compressed at once.
     pub encode_bytes_max: u64,
+    /// Uploads wait a few seconds for a burst of writing to end: for a store on the disk that packs are staged on, where
+    /// they would take from the writers and make nothing safer.
+    pub give_way: bool,
 }
 
 impl FramedOptions {
@@ -76,6 +79,7 @@ impl FramedOptions {
             pack_bytes_target: PACK_BYTES_TARGET,
             seal_after: Duration::from_secs(2),
             encode_bytes_max: 32 << 20,
+            give_way: false,
         }
     }
 }
@@ -126,7 +130,7 @@ impl FramedBlockStore {
     #[must_use]
     pub fn new(parts: FramedParts, options: FramedOptions) -> Self {
         let FramedParts { objects, staged, index, clock, spawner, budget, cache, uploads, downloads } = parts;
-        let FramedOptions { writer, pack_bytes_target, .. } = options;
+        let FramedOptions { writer, pack_bytes_target, give_way, .. } = options;
         let staging = Arc::new(Staging::new(StagingParts {
             directory: staged.clone(),
             clock: clock.clone(),
@@ -143,6 +147,7 @@ impl FramedBlockStore {
             clock: clock.clone(),
             spawner: spawner.clone(),
             permits: uploads,
+            give_way,
             gate: Gate::new(),
             progress: Progress::new(),
         });

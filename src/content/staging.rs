@@ -30,6 +30,9 @@ use crate::store::{Error, Kind, Result};
 
 const SUFFIX: &str = ".staged";
 
+/// Packs that become full at shorter intervals belong to one burst of writing.
+const FILLING_FOR: Duration = Duration::from_millis(250);
+
 /// Name of the file in which a pack is staged.
 pub(super) fn file_name(id: PackId) -> String {
     format!("{id}{SUFFIX}")
@@ -191,6 +194,8 @@ pub(super) struct Staging {
     writer: WriterId,
     pack_bytes_target: u64,
 
+    /// When a pack was last sealed because it was full, in microseconds of the monotonic clock; 0 for never.
+    filled_at: AtomicU64,
     /// How many files were created.
     names_made: AtomicU64,
     sync: Mutex<Sync>,
@@ -245,6 +250,7 @@ impl Staging {
             buffers: PackBuffers::new(pack_bytes_target),
             writer,
             pack_bytes_target,
+            filled_at: AtomicU64::new(0),
             names_made: AtomicU64::new(0),
             sync: Mutex::default(),
             open: Mutex::new(Open { pack: None, next_number: 0 }),
@@ -286,6 +292,7 @@ impl Staging {
                 self.write(&mut open, done)?;
                 done.sealed.extend(open.pack.take().map(|pack| self.sealed(pack)));
                 done.opened = None;
+                self.filled_at.store(micros(self.clock.monotonic()), Ordering::Relaxed);
             }
             if open.pack.is_none() {
                 done.opened = Some(self.begin(&mut open)?);
@@ -293,6 +300,12 @@ impl Staging {
             open.pack.iter_mut().for_each(|pack| pack.add(frame));
         }
         self.write(&mut open, done)
+    }
+
+    /// True while somebody fills one pack after the other.
+    pub(super) fn is_filling(&self) -> bool {
+        let filled_at = self.filled_at.load(Ordering::Relaxed);
+        filled_at != 0 && micros(self.clock.monotonic()) < filled_at + micros(FILLING_FOR)
     }
 
     /// Freezes the open pack, if it is `only` (or whichever it is).
@@ -464,6 +477,10 @@ impl Staging {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What [`Staging::recover`] found.

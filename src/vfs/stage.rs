@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::Vfs;
@@ -17,6 +18,7 @@ use crate::base::range::ByteRange;
 use crate::base::sync::lock;
 use crate::content::chunker::{ChunkSizes, Chunker};
 use crate::content::overlay::{Frozen, Run};
+use crate::rt::run_blocking;
 use crate::store::block::{Block, BlockTicket};
 use crate::store::schema::inode::ContentForm;
 use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
@@ -31,7 +33,11 @@ const TICK: Duration = Duration::from_millis(100);
 const STAGING_MAX: usize = 3;
 
 /// Bytes of blocks that are stored together while the next are being cut.
-const PUT_BYTES: u64 = 4 << 20;
+const PUT_BYTES: u64 = 8 << 20;
+
+/// Such batches of one file in the works at once: one is encoded while the other is written. More would only scatter the
+/// file in its packs.
+const PUTS_AT_ONCE: usize = 2;
 
 /// What to do with bytes after the last cut of a file's last run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -196,15 +202,29 @@ impl Vfs {
         let (sender, mut receiver) = mpsc::channel::<Vec<(ByteRange, Block)>>(1);
         let (runs, sizes) = (Arc::clone(frozen), self.options.chunk_sizes);
         // Runs beside this and ends by itself when nobody receives any more.
-        let cutting = self.on_cpu(move || cut_runs(&runs.runs, sizes, tail, &sender));
+        let cut = move || cut_runs(&runs.runs, sizes, tail, &sender);
+        let cutting = run_blocking(&*self.spawner, "cut blocks", cut);
         let mut staged = Vec::new();
-        // One batch after the other, so that packs hold a file in its order.
-        while let Some(batch) = receiver.recv().await {
-            let (ranges, blocks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-            staged.extend(ranges.into_iter().zip(self.blocks.put_many(blocks).await?));
+        let mut putting = FuturesOrdered::new();
+        loop {
+            tokio::select! {
+                batch = receiver.recv(), if putting.len() < PUTS_AT_ONCE => match batch {
+                    Some(batch) => putting.push_back(self.put(batch)),
+                    None => break,
+                },
+                Some(put) = putting.next(), if !putting.is_empty() => staged.extend(put?),
+            }
+        }
+        while let Some(put) = putting.next().await {
+            staged.extend(put?);
         }
         cutting.await;
         Ok(staged)
+    }
+
+    async fn put(&self, batch: Vec<(ByteRange, Block)>) -> Result<Vec<(ByteRange, BlockTicket)>> {
+        let (ranges, blocks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        Ok(ranges.into_iter().zip(self.blocks.put_many(blocks).await?).collect())
     }
 
     /// Takes the hot bytes of a file out for staging, or commits a small file's content with its row. None if there is

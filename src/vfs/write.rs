@@ -14,7 +14,6 @@ use crate::base::ids::Fh;
 use crate::base::limits::{FILE_BYTES_MAX, MIB};
 use crate::base::range::ByteRange;
 use crate::content::overlay::Overlay;
-use crate::rt;
 use crate::store;
 use crate::store::schema::inode::ContentForm;
 
@@ -196,10 +195,5 @@ impl Vfs {
             state.row = row;
         }
         Ok(())
-    }
-
-    /// Runs `work` where it may block.
-    pub(super) async fn on_cpu<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        rt::run_blocking(&*self.spawner, "cut blocks", work).await
     }
 }
