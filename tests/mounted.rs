@@ -14,6 +14,8 @@ mod syscall;
 #[path = "common/tree.rs"]
 mod tree;
 
+#[path = "mounted/acl.rs"]
+mod acl;
 #[path = "mounted/allocate.rs"]
 mod allocate;
 #[path = "mounted/attributes.rs"]
@@ -28,6 +30,8 @@ mod directories;
 mod lifecycle;
 #[path = "mounted/names.rs"]
 mod names;
+#[path = "mounted/privileges.rs"]
+mod privileges;
 #[path = "mounted/read_write.rs"]
 mod read_write;
 #[path = "mounted/refusals.rs"]

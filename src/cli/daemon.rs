@@ -214,3 +214,15 @@ pub fn set_io_flusher() {
     #[expect(unsafe_code, reason = "prctl(2) has no safe wrapper for this option")]
     let _ = unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
 }
+
+/// Keeps the allocator from holding much more memory than is in use: with an arena for each thread, buffers of megabytes
+/// that different threads free stay in all of them (550 MiB resident instead of 290 while a large file is written).
+pub fn limit_arenas() {
+    #[cfg(target_env = "gnu")]
+    {
+        const ARENAS: libc::c_int = 2;
+        // SAFETY: mallopt with integer arguments changes a setting of the allocator, and there is no other thread yet.
+        #[expect(unsafe_code, reason = "mallopt(3) has no safe wrapper")]
+        let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS) };
+    }
+}

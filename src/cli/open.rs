@@ -279,7 +279,7 @@ impl Opening<'_> {
     fn own_root(&self, vfs: &Arc<Vfs>) -> Result<()> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         let set = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
-        let owned = vfs.setattr(&Caller { uid, gid, pid: 0 }, Ino::ROOT, &set);
+        let owned = vfs.setattr(&Caller::ROOT, Ino::ROOT, &set);
         owned.map(drop).map_err(|error| vfs_failure(self.config.volume, error))
     }
 }

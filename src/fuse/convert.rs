@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
+use crate::base::acl::{Acl, AclKind};
 use crate::base::attr::FileKind;
 use crate::base::ids::Ino;
 use crate::base::name::Name;
 use crate::base::time::Timestamp;
-use crate::vfs::{AllocateMode, Attr, Caller, OpenFlags, Result, SetTime};
+use crate::vfs::{AllocateMode, Attr, OpenFlags, Result, SetTime};
 
 /// What programs are told to read and write at a time, in bytes. `cp` then sends requests of 1 MiB, the most the kernel
 /// lets through, instead of 128 KiB.
@@ -49,6 +50,17 @@ impl Presentation {
             blksize: if is_regular { PREFERRED_IO_BYTES } else { OTHER_IO_BYTES },
             flags: 0,
         }
+    }
+
+    /// The value of an attribute as the kernel shall show it: an access list loses what the mode loses, for where there is
+    /// a list the kernel checks access by that.
+    pub(super) fn show_xattr(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
+        if self.umask == 0 || AclKind::of_attribute(name) != Some(AclKind::Access) {
+            return value;
+        }
+        let Ok(Some(acl)) = Acl::decode(&value) else { return value };
+        let mode = acl.permissions() & !self.umask;
+        acl.with_mode(mode).encode()
     }
 }
 
@@ -123,8 +135,15 @@ pub(super) fn name(name: &OsStr) -> Result<Name> {
     Ok(Name::new(name.as_bytes())?)
 }
 
-pub(super) fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+/// A list of names of attributes, each with its NUL, as one may see it: those of `trusted.` are for some only. `sees_trusted`
+/// is asked if there are any.
+pub(super) fn shown_names(names: Vec<u8>, sees_trusted: impl FnOnce() -> bool) -> Vec<u8> {
+    let each = || names.split_inclusive(|byte| *byte == 0);
+    let is_trusted = |name: &&[u8]| name.starts_with(b"trusted.");
+    if !each().any(|name| is_trusted(&name)) || sees_trusted() {
+        return names;
+    }
+    each().filter(|name| !is_trusted(name)).flatten().copied().collect()
 }
 
 pub(super) fn open_flags(flags: i32) -> OpenFlags {
@@ -178,6 +197,35 @@ mod tests {
         assert_eq!((plain.uid, plain.gid, plain.perm, plain.size), (1, 2, 0o4755, 10));
         let shown = Presentation { uid: Some(9), gid: None, umask: 0o22 }.show(&attr);
         assert_eq!((shown.uid, shown.gid, shown.perm), (9, 2, 0o4755 & !0o22));
+    }
+
+    #[test]
+    fn an_access_list_is_shown_without_the_bits_that_the_mode_is_shown_without() {
+        // u::rwx,u:1:rwx,g::r-x,m::rwx,o::rwx
+        let entries = [(1_u8, 7_u8, 0_u8), (2, 7, 1), (4, 5, 0), (16, 7, 0), (32, 7, 0)];
+        let entry = |&(tag, bits, id): &(u8, u8, u8)| [tag, 0, bits, 0, id, 0, 0, 0];
+        let value = [vec![2, 0, 0, 0], entries.iter().flat_map(entry).collect()].concat();
+        let masked = Presentation { umask: 0o027, ..Presentation::default() };
+        let (access, default) = (AclKind::Access.attribute(), AclKind::Default.attribute());
+        let shown = Acl::decode(&masked.show_xattr(access, value.clone())).expect("valid").expect("entries");
+        assert_eq!(shown.permissions(), 0o750);
+        assert_eq!(
+            masked.show_xattr(default, value.clone()),
+            value,
+            "what is inherited is masked when shown"
+        );
+        assert_eq!(masked.show_xattr(b"user.acl", value.clone()), value);
+        assert_eq!(Presentation::default().show_xattr(access, value.clone()), value);
+    }
+
+    #[test]
+    fn names_of_trusted_attributes_are_shown_to_those_who_may_see_them() {
+        let names = b"security.a\0trusted.b\0user.c\0".to_vec();
+        assert_eq!(shown_names(names.clone(), || true), names);
+        assert_eq!(shown_names(names, || false), b"security.a\0user.c\0");
+        let plain = b"user.trusted.\0".to_vec();
+        assert_eq!(shown_names(plain.clone(), || panic!("nobody needs to know")), plain);
+        assert_eq!(shown_names(Vec::new(), || panic!("nobody needs to know")), b"");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use super::xattr::XattrSummary;
 use crate::base::attr::FileKind;
 use crate::base::ids::Ino;
 use crate::base::sync::lock;
@@ -38,6 +39,8 @@ pub(crate) struct State {
     pub(crate) spill: Option<Reservation>,
     /// How often content could not be staged; told once to each handle open at the time.
     pub(crate) failures: u64,
+    /// What is known of its extended attributes; None until somebody asks.
+    pub(crate) xattrs: Option<XattrSummary>,
 }
 
 impl Inode {
@@ -56,8 +59,16 @@ impl Inode {
                 staging: false,
                 spill: None,
                 failures: 0,
+                xattrs: None,
             }),
         }
+    }
+
+    /// One that is made with these attributes.
+    pub(crate) fn made(ino: Ino, row: InodeRow, xattrs: XattrSummary) -> Self {
+        let inode = Self::new(ino, row);
+        inode.lock().xattrs = Some(xattrs);
+        inode
     }
 
     /// Marks it queued; true if it was.

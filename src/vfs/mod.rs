@@ -7,10 +7,12 @@
 //! What only touches memory and local metadata is a plain function. What may wait for the store, a disk sync or a byte
 //! budget returns a [`Pending`].
 
+mod acl;
 mod alloc;
 mod attr;
 mod blob;
 mod budget;
+mod caller;
 mod change;
 mod copy;
 mod create;
@@ -25,6 +27,7 @@ mod lookup;
 mod numbers;
 mod open;
 mod orphan;
+mod privileges;
 mod publish;
 mod read;
 mod rename;
@@ -43,6 +46,7 @@ use std::sync::Arc;
 pub use alloc::{AllocateMode, Whence};
 pub use attr::{SetAttr, SetTime};
 pub use blob::VolumeBlobs;
+pub use caller::{Caller, Rights};
 pub use dir::{DirEntry, DirSink};
 pub use error::{Error, Result};
 pub use handle::OpenFlags;
@@ -75,15 +79,6 @@ use crate::store::schema::{Counter, INODE, ino_key};
 
 /// An answer that may take a while. Poll it once where it was made: most are ready then.
 pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'static>>;
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Caller {
-    pub uid: u32,
-    pub gid: u32,
-    /// Bits the process wants cleared in modes of what it creates; already applied by the kernel.
-    pub pid: u32,
-}
 
 /// What fsync promises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::attr::clear_privileges;
-use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Inode, State};
 use super::{Pending, Vfs};
@@ -33,25 +31,16 @@ pub enum Written {
 }
 
 impl Vfs {
-    /// Writes `data` at `offset`, all of it. `kill_privileges` is the kernel's wish to have suid and sgid cleared.
+    /// Writes `data` at `offset`, all of it. What it takes from an executable has gone before ([`Self::kill_privileges`]).
     ///
     /// # Errors
     /// `BadHandle`, `FileTooLarge`, `NoSpace`, `ReadOnly`; of the tier if the handle is O_SYNC.
-    pub fn write(
-        self: &Arc<Self>,
-        fh: Fh,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<Written> {
+    pub fn write(self: &Arc<Self>, fh: Fh, offset: u64, data: &[u8]) -> Result<Written> {
         self.writable()?;
         let handle = self.handles.get(fh)?;
         let len = u32::try_from(data.len()).map_err(|_| Error::Invalid)?;
         if FILE_BYTES_MAX < offset.saturating_add(u64::from(len)) {
             return Err(Error::FileTooLarge);
-        }
-        if kill_privileges {
-            self.kill_privileges(&handle.inode)?;
         }
         if self.try_write(&handle.inode, offset, data)? {
             if !handle.flags.sync {
@@ -181,19 +170,6 @@ impl Vfs {
         let when = (state.row.mtime, self.clock.monotonic());
         self.overlay(state).write(0, &bytes, when, &mut |_| 0);
         self.note_hot(inode, state);
-        Ok(())
-    }
-
-    /// Clears suid and sgid as the kernel asks for a write of somebody without CAP_FSETID.
-    fn kill_privileges(&self, inode: &Inode) -> Result<()> {
-        let mut state = inode.lock();
-        let mut row = state.row.clone();
-        if clear_privileges(&mut row) {
-            let mut change = Change::default();
-            change.put_inode(inode.ino, &state.row, &row);
-            let _ticket = change.submit(&self.commit)?;
-            state.row = row;
-        }
         Ok(())
     }
 }

@@ -31,12 +31,22 @@ pub fn set_xattr(path: &Path, name: &CStr, value: &[u8], flags: i32) -> Result<(
 /// The value of an extended attribute of up to 64 KiB.
 pub fn get_xattr(path: &Path, name: &CStr) -> Result<Vec<u8>> {
     let mut value = vec![0; 64 << 10];
+    let len = read_xattr(path, name, &mut value)?;
+    value.truncate(len);
+    Ok(value)
+}
+
+/// Length of an extended attribute as told to somebody who has `room` for it; without any it is only asked for.
+pub fn get_xattr_into(path: &Path, name: &CStr, room: usize) -> Result<usize> {
+    read_xattr(path, name, &mut vec![0; room])
+}
+
+fn read_xattr(path: &Path, name: &CStr, value: &mut [u8]) -> Result<usize> {
     let path = c_path(path);
     // SAFETY: both strings end with NUL, and the buffer is as long as said.
     let result =
         unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(check(result)?);
-    Ok(value)
+    check(result)
 }
 
 /// Removes an extended attribute.

@@ -20,7 +20,7 @@ use gravitonfs::vfs::{
     Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
 };
 
-pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub(crate) const ROOT: Caller<'_> = Caller::ROOT;
 
 /// Small blocks, so that small tests have many.
 pub(crate) fn small_chunks() -> ChunkSizes {
@@ -144,7 +144,7 @@ impl World {
     }
 
     pub(crate) fn write(&self, fh: Fh, offset: u64, data: &[u8]) {
-        match self.vfs().write(fh, offset, data, false).unwrap() {
+        match self.vfs().write(fh, offset, data).unwrap() {
             Written::Now(len) => assert_eq!(len as usize, data.len()),
             Written::Later(later) => assert_eq!(self.runtime.block_on(later).unwrap() as usize, data.len()),
         }
