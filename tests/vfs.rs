@@ -3,10 +3,14 @@
 #![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "vfs/backlog.rs"]
+mod backlog;
 #[path = "vfs/blobs.rs"]
 mod blobs;
 #[path = "vfs/content.rs"]
 mod content;
+#[path = "vfs/faults.rs"]
+mod faults;
 #[path = "vfs/namespace.rs"]
 mod namespace;
 #[path = "vfs/world.rs"]

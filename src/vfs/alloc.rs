@@ -70,20 +70,18 @@ impl Vfs {
     }
 
     /// Makes `range` hole, committed and overlay; commits.
-    pub(super) fn discard(&self, inode: &Inode, state: &mut State, range: ByteRange) -> Result<()> {
+    fn discard(&self, inode: &Inode, state: &mut State, range: ByteRange) -> Result<()> {
+        self.thin_out(inode.ino, state, range)?;
         let now = self.clock.now();
         let mut row = state.row.clone();
         let mut change = Change::default();
         self.plan_discard(inode, state, &mut row, range, &mut change)?;
         (row.mtime, row.ctime) = (now, now);
-        if let Some(overlay) = &mut state.overlay {
-            self.cut_overlay(overlay, |overlay| overlay.discard(range));
-            self.recount(inode.ino, state, &row)?;
-            self.put_seals(inode.ino, state, &mut change);
-        }
+        let cut = self.plan_cut(inode.ino, state, &row, range, &mut change)?;
         change.put_inode(inode.ino, &state.row, &row);
         let _ticket = change.submit(&self.commit)?;
         state.row = row;
+        self.cut(state, cut);
         Ok(())
     }
 

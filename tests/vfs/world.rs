@@ -1,11 +1,11 @@
 //! A volume in memory that can be unmounted and mounted again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gravitonfs::backend::memory_device::MemoryDirectory;
 use gravitonfs::backend::memory_kv::MemoryKv;
-use gravitonfs::backend::memory_object::MemoryObjectStore;
 use gravitonfs::base::ids::{Fh, Ino, WriterId};
 use gravitonfs::base::limits::GIB;
 use gravitonfs::base::name::Name;
@@ -20,6 +20,8 @@ use gravitonfs::vfs::{
     Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
 };
 
+use super::faults::{FillableDirectory, UnreliableStore};
+
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 
 /// Small blocks, so that small tests have many.
@@ -30,9 +32,9 @@ pub(crate) fn small_chunks() -> ChunkSizes {
 /// What survives an unmount.
 pub(crate) struct World {
     pub(crate) runtime: TokioRuntime,
-    objects: Arc<MemoryObjectStore>,
+    objects: Arc<UnreliableStore>,
     kv: Arc<MemoryKv>,
-    log: Arc<MemoryDirectory>,
+    log: Arc<FillableDirectory>,
     staged: Arc<MemoryDirectory>,
     random: SeededRandom,
     mounted: Option<Mounted>,
@@ -48,9 +50,9 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut world = Self {
             runtime: TokioRuntime::new(2, 8).unwrap(),
-            objects: Arc::new(MemoryObjectStore::new()),
+            objects: Arc::default(),
             kv: Arc::new(MemoryKv::new()),
-            log: Arc::new(MemoryDirectory::new()),
+            log: Arc::default(),
             staged: Arc::new(MemoryDirectory::new()),
             random: SeededRandom::new(seed),
             mounted: None,
@@ -61,6 +63,16 @@ impl World {
 
     pub(crate) fn vfs(&self) -> &Arc<Vfs> {
         &self.mounted.as_ref().expect("mounted").vfs
+    }
+
+    /// While it is unreachable nothing that is staged becomes committed.
+    pub(crate) fn set_unreachable(&self, unreachable: bool) {
+        self.objects.unreachable.store(unreachable, Ordering::SeqCst);
+    }
+
+    /// While it is full nothing can be committed.
+    pub(crate) fn set_log_full(&self, full: bool) {
+        self.log.full.store(full, Ordering::SeqCst);
     }
 
     fn mount(&mut self) {
