@@ -13,5 +13,7 @@ mod content;
 mod faults;
 #[path = "vfs/namespace.rs"]
 mod namespace;
+#[path = "vfs/simulation.rs"]
+mod simulation;
 #[path = "vfs/world.rs"]
 mod world;

@@ -14,13 +14,14 @@ use gravitonfs::commit::{Committer, CommitterParts, Limits};
 use gravitonfs::content::chunker::ChunkSizes;
 use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
-use gravitonfs::rt::{SeededRandom, SemaphoreLimit, TokioRuntime};
+use gravitonfs::rt::{SeededRandom, SemaphoreLimit, Spawner, TokioRuntime};
 use gravitonfs::store::schema::merge::SchemaMerge;
 use gravitonfs::vfs::{
     Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
 };
 
 use super::faults::{FillableDirectory, UnreliableStore};
+use super::simulation::Simulation;
 
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
 
@@ -31,13 +32,43 @@ pub(crate) fn small_chunks() -> ChunkSizes {
 
 /// What survives an unmount.
 pub(crate) struct World {
-    pub(crate) runtime: TokioRuntime,
+    pub(crate) runtime: Machine,
+    options: VfsOptions,
     objects: Arc<UnreliableStore>,
     kv: Arc<MemoryKv>,
     log: Arc<FillableDirectory>,
     staged: Arc<MemoryDirectory>,
     random: SeededRandom,
     mounted: Option<Mounted>,
+}
+
+/// What runs the volume: the threads of the daemon, or a seed.
+pub(crate) enum Machine {
+    Threads(TokioRuntime),
+    Simulated(Simulation),
+}
+
+impl Machine {
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        match self {
+            Self::Threads(runtime) => runtime.block_on(future),
+            Self::Simulated(simulation) => simulation.block_on(future),
+        }
+    }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        match self {
+            Self::Threads(runtime) => runtime.clock(),
+            Self::Simulated(simulation) => simulation.clock(),
+        }
+    }
+
+    fn spawner(&self) -> Arc<dyn Spawner> {
+        match self {
+            Self::Threads(runtime) => runtime.spawner(),
+            Self::Simulated(simulation) => simulation.spawner(),
+        }
+    }
 }
 
 struct Mounted {
@@ -47,9 +78,28 @@ struct Mounted {
 }
 
 impl World {
+    /// A volume on threads.
     pub(crate) fn new(seed: u64) -> Self {
+        let machine = Machine::Threads(TokioRuntime::new(2, 8).unwrap());
+        Self::on(machine, seed, 2048)
+    }
+
+    /// A volume whose every step the seed decides. Files up to `inline_bytes_max` live in the metadata.
+    pub(crate) fn simulated(seed: u64, inline_bytes_max: u64) -> Self {
+        Self::on(Machine::Simulated(Simulation::new(seed)), seed, inline_bytes_max)
+    }
+
+    fn on(runtime: Machine, seed: u64, inline_bytes_max: u64) -> Self {
         let mut world = Self {
-            runtime: TokioRuntime::new(2, 8).unwrap(),
+            runtime,
+            options: VfsOptions {
+                tier: Tier::Local,
+                read_only: false,
+                chunk_sizes: small_chunks(),
+                inline_bytes_max,
+                hot_bytes_max: 1 << 20,
+                reported_bytes: 1 << 50,
+            },
             objects: Arc::default(),
             kv: Arc::new(MemoryKv::new()),
             log: Arc::default(),
@@ -75,9 +125,15 @@ impl World {
         self.log.full.store(full, Ordering::SeqCst);
     }
 
+    pub(crate) fn simulation(&self) -> &Simulation {
+        match &self.runtime {
+            Machine::Simulated(simulation) => simulation,
+            Machine::Threads(_) => panic!("this volume is on threads"),
+        }
+    }
+
     fn mount(&mut self) {
         let (clock, spawner) = (self.runtime.clock(), self.runtime.spawner());
-        let clock: Arc<dyn Clock> = clock;
         let commit = Committer::open(CommitterParts {
             kv: self.kv.clone(),
             log: self.log.clone(),
@@ -113,14 +169,7 @@ impl World {
             spill,
             clock,
             spawner,
-            options: VfsOptions {
-                tier: Tier::Local,
-                read_only: false,
-                chunk_sizes: small_chunks(),
-                inline_bytes_max: 2048,
-                hot_bytes_max: 1 << 20,
-                reported_bytes: 1 << 50,
-            },
+            options: self.options.clone(),
         })
         .unwrap();
         self.runtime.block_on(vfs.recover_overlays()).unwrap();
@@ -136,10 +185,14 @@ impl World {
     /// Stops without a word, as a killed process does, and mounts again.
     pub(crate) fn kill_and_remount(&mut self) {
         let Mounted { vfs, commit, blocks } = self.mounted.take().expect("mounted");
-        self.runtime.block_on(async {
-            blocks.shutdown().await;
-            commit.stop().await.unwrap();
-        });
+        match &self.runtime {
+            // Threads cannot be stopped where they are: what they work on ends first.
+            Machine::Threads(runtime) => runtime.block_on(async {
+                blocks.shutdown().await;
+                commit.stop().await.unwrap();
+            }),
+            Machine::Simulated(simulation) => simulation.kill(),
+        }
         drop((vfs, commit, blocks));
         self.mount();
     }
