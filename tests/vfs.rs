@@ -13,6 +13,8 @@ mod content;
 mod faults;
 #[path = "vfs/namespace.rs"]
 mod namespace;
+#[path = "vfs/regressions.rs"]
+mod regressions;
 #[path = "vfs/simulation.rs"]
 mod simulation;
 #[path = "vfs/world.rs"]

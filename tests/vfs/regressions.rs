@@ -1,0 +1,53 @@
+//! What the random tests have found, each as the shortest story that shows it.
+
+use gravitonfs::base::ids::{Fh, Ino};
+use gravitonfs::base::limits::FILE_BYTES_MAX;
+use gravitonfs::base::range::ByteRange;
+use gravitonfs::base::time::Timestamp;
+use gravitonfs::vfs::{AllocateMode, Attr, RenameMode, SetAttr, SetTime};
+
+use super::world::{ROOT, World, named};
+
+/// Nothing happens in it beside what is called.
+fn world() -> World {
+    World::simulated(1, 512)
+}
+
+fn pass_time(world: &World) {
+    world.simulation().clock().advance(std::time::Duration::from_micros(1));
+}
+
+fn attr(world: &World, ino: Ino) -> Attr {
+    world.vfs().getattr(ino).unwrap()
+}
+
+fn allocate(world: &World, fh: Fh, range: (u64, u64), mode: AllocateMode, keep_size: bool) {
+    world.vfs().fallocate(fh, ByteRange::new(range.0, range.1), mode, keep_size).unwrap();
+}
+
+fn set(world: &World, ino: Ino, set: SetAttr) {
+    world.vfs().setattr(&ROOT, ino, &set).unwrap();
+}
+
+fn set_size(world: &World, ino: Ino, size: u64) {
+    set(world, ino, SetAttr { size: Some(size), ..SetAttr::default() });
+}
+
+fn copy(world: &World, from: (Fh, u64), to: (Fh, u64), len: u64) -> u64 {
+    world.runtime.block_on(world.vfs().copy_file_range(from, to, len)).unwrap()
+}
+
+/// relatime looked at the committed times only: a file that was written and read stayed unread for as long as the store
+/// had not taken the write.
+#[test]
+fn a_read_renews_atime_after_a_write_that_is_not_committed() {
+    let world = world();
+    let (ino, fh) = world.create("f");
+    for _ in 0..2 {
+        pass_time(&world);
+        world.write(fh, 0, &[1; 5_000]);
+        pass_time(&world);
+        world.read(fh, 0, 1);
+        assert!(attr(&world, ino).mtime < attr(&world, ino).atime);
+    }
+}
