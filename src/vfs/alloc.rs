@@ -107,6 +107,15 @@ impl Vfs {
         }
     }
 
+    /// True if room is allocated from `size` on, which is the end of the file. A truncate to the same size gives it back,
+    /// as on ext4.
+    pub(super) fn is_allocated_beyond(&self, inode: &Inode, state: &State, size: u64) -> Result<bool> {
+        let tail = ByteRange::new(size, u64::MAX);
+        let uncommitted = state.overlay.as_ref().is_some_and(|overlay| !overlay.read(tail).is_empty());
+        Ok(uncommitted
+            || self.committed_ranges(inode, state, tail, |_| true)?.overlaps(tail).next().is_some())
+    }
+
     /// Committed parts of `window`; `wanted` is asked whether to count those that are written (or only allocated).
     fn committed_ranges(
         &self,

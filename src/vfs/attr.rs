@@ -95,7 +95,8 @@ impl Vfs {
         if state.row.form == ContentForm::Inline && self.options.inline_bytes_max < size {
             self.lift_inline(inode, state)?;
         }
-        if size < state.size() {
+        let shortens = size < state.size();
+        if shortens || (size == state.size() && self.is_allocated_beyond(inode, state, size)?) {
             let tail = ByteRange::new(size, u64::MAX);
             self.thin_out(inode.ino, state, tail)?;
             let mut row = state.row.clone();

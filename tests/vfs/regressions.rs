@@ -51,3 +51,23 @@ fn a_read_renews_atime_after_a_write_that_is_not_committed() {
         assert!(attr(&world, ino).mtime < attr(&world, ino).atime);
     }
 }
+
+/// ext4 gives back what is allocated beyond the end on every truncate that does not grow the file; here a truncate to the
+/// same size left it, and it stayed for good.
+#[test]
+fn a_truncate_to_the_same_size_gives_back_what_was_allocated_beyond_it() {
+    let world = world();
+    for settled in [false, true] {
+        let (ino, fh) = world.create(&format!("settled-{settled}"));
+        world.write(fh, 0, &[1; 4096]);
+        allocate(&world, fh, (0, 20_000), AllocateMode::Allocate, true);
+        if settled {
+            world.settle();
+        }
+        assert_eq!(attr(&world, ino).blocks, 20_000_u64.div_ceil(512));
+        set_size(&world, ino, 4096);
+        assert_eq!(attr(&world, ino).blocks, 8);
+        world.settle();
+        assert_eq!((attr(&world, ino).size, attr(&world, ino).blocks), (4096, 8));
+    }
+}
