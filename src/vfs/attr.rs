@@ -61,8 +61,10 @@ impl Vfs {
             Resize::Shorter(range) => self.plan_cut(ino, &state, &row, range, &mut change)?,
             Resize::Committed | Resize::Uncommitted(_) => None,
         };
+        // A truncate to the same size changes nothing but the time.
+        let sets_time = set.mtime.is_some() || (set.size.is_some() && resize == Resize::Committed);
         let mark = match (&state.overlay, &cut) {
-            (Some(overlay), None) if set.mtime.is_some() => overlay.plan_time(row.mtime),
+            (Some(overlay), None) if sets_time => overlay.plan_time(row.mtime),
             _ => None,
         };
         put_seal(&mut change, ino, mark.as_ref());
@@ -75,7 +77,7 @@ impl Vfs {
             self.overlay(&mut state).grow(size, now);
             self.note_hot(&inode, &state);
         }
-        if set.mtime.is_some() {
+        if sets_time {
             let mtime = state.row.mtime;
             state.overlay.iter_mut().for_each(|overlay| overlay.set_time(mtime, mark.clone()));
         }
@@ -106,7 +108,8 @@ impl Vfs {
         }
         let mut row = state.row.clone();
         if state.overlay.is_some() {
-            return Ok((row, Resize::Uncommitted(size)));
+            let grows = state.size() < size;
+            return Ok((row, if grows { Resize::Uncommitted(size) } else { Resize::Committed }));
         }
         if row.form == ContentForm::Inline && row.size < size {
             let mut bytes = self.inline_bytes(inode.ino)?;

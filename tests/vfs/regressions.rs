@@ -71,3 +71,20 @@ fn a_truncate_to_the_same_size_gives_back_what_was_allocated_beyond_it() {
         assert_eq!((attr(&world, ino).size, attr(&world, ino).blocks), (4096, 8));
     }
 }
+
+/// The time of a truncate that changed nothing else was kept beside the content it belonged to, and mtime went back when
+/// that was committed.
+#[test]
+fn the_time_of_a_truncate_to_the_same_size_stays_when_the_content_is_committed() {
+    let mut world = world();
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 5_000]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    pass_time(&world);
+    set_size(&world, ino, 5_000);
+    let mtime = attr(&world, ino).mtime;
+    world.settle();
+    assert_eq!(attr(&world, ino).mtime, mtime);
+    world.kill_and_remount();
+    assert_eq!(attr(&world, ino).mtime, mtime);
+}
