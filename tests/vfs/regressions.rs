@@ -88,3 +88,17 @@ fn the_time_of_a_truncate_to_the_same_size_stays_when_the_content_is_committed()
     world.kill_and_remount();
     assert_eq!(attr(&world, ino).mtime, mtime);
 }
+
+/// As Linux has it for two names of one file, whoever asks.
+#[test]
+fn exchanging_two_names_of_one_file_changes_nothing() {
+    let world = world();
+    let (ino, _) = world.create("a");
+    world.vfs().link(ino, Ino::ROOT, &named("b")).unwrap();
+    let before = (attr(&world, ino), attr(&world, Ino::ROOT));
+    pass_time(&world);
+    let (a, b) = (named("a"), named("b"));
+    let renamed = world.vfs().rename((Ino::ROOT, &a), (Ino::ROOT, &b), RenameMode::Exchange);
+    world.runtime.block_on(renamed).unwrap();
+    assert_eq!((attr(&world, ino), attr(&world, Ino::ROOT)), before);
+}
