@@ -60,8 +60,8 @@ impl Vfs {
             if let Some(copied) = self.try_copy(from, to, len)? {
                 return Ok(copied);
             }
-            self.stage_all(from.0).await?;
-            self.stage_all(to.0).await?;
+            self.stage_as_blocks(from.0).await?;
+            self.stage_as_blocks(to.0).await?;
         }
         Err(Error::NotSupported)
     }
@@ -95,11 +95,10 @@ impl Vfs {
             }
             let committed = state.row.size;
             if state.overlay.as_ref().is_some_and(|overlay| overlay.has_unsealed(committed)) {
-                if self.is_small(locks.get(source)) {
-                    drop(locks);
-                    return self.copy_small((source, source_range), (target, target_range.start)).map(Some);
-                }
-                return Ok(None);
+                let small = self.small_content(locks.get(source));
+                drop(locks);
+                let Some(bytes) = small else { return Ok(None) };
+                return self.copy_small(&bytes, source_range, (target, target_range.start)).map(Some);
             }
         }
 
@@ -111,15 +110,16 @@ impl Vfs {
         }
     }
 
-    /// True for a file that will be committed inline: staging it makes no block that could be shared.
-    fn is_small(&self, source: &State) -> bool {
-        source.size() <= self.options.inline_bytes_max && source.row.form != ContentForm::Manifest
+    /// The content of a file that will be committed inline and is all in memory: to write it again is less than to make
+    /// blocks of it.
+    fn small_content(&self, source: &State) -> Option<Vec<u8>> {
+        let is_small =
+            source.size() <= self.options.inline_bytes_max && source.row.form != ContentForm::Manifest;
+        source.overlay.as_ref().filter(|_| is_small)?.whole()
     }
 
-    fn copy_small(self: &Arc<Self>, from: (&Arc<Inode>, ByteRange), to: (&Arc<Inode>, u64)) -> Result<u64> {
-        let bytes = from.0.lock().overlay.as_ref().and_then(|overlay| overlay.whole());
-        let bytes = bytes.ok_or(Error::NotSupported)?;
-        let range = from.1.start as usize..(from.1.end as usize).min(bytes.len());
+    fn copy_small(self: &Arc<Self>, bytes: &[u8], from: ByteRange, to: (&Arc<Inode>, u64)) -> Result<u64> {
+        let range = from.start as usize..from.end as usize;
         let part = bytes.get(range).unwrap_or_default();
         self.hot_budget.take(part.len() as u64);
         self.write_reserved(to.0, to.1, part).inspect_err(|_| self.hot_budget.release(part.len() as u64))?;

@@ -102,3 +102,22 @@ fn exchanging_two_names_of_one_file_changes_nothing() {
     world.runtime.block_on(renamed).unwrap();
     assert_eq!((attr(&world, ino), attr(&world, Ino::ROOT)), before);
 }
+
+/// A target small enough to live in the metadata was committed there and taken up into memory again in turns, until
+/// the call gave up with EOPNOTSUPP.
+#[test]
+fn a_copy_onto_a_small_file_is_carried_out() {
+    let world = world();
+    let (_, source) = world.create("source");
+    world.write(source, 0, &[1; 50_000]);
+    for settled in [false, true] {
+        let (ino, fh) = world.create(&format!("settled-{settled}"));
+        world.write(fh, 0, &[2; 50]);
+        if settled {
+            world.settle();
+        }
+        assert_eq!(copy(&world, (source, 0), (fh, 100), 40_000), 40_000);
+        let expected = [vec![2; 50], vec![0; 50], vec![1; 40_000]].concat();
+        assert!(world.read_all(fh, ino) == expected);
+    }
+}
