@@ -209,15 +209,11 @@ impl Vfs {
         row: &InodeRow,
         range: ByteRange,
     ) -> store::Result<u64> {
-        let inside = range.intersect(&ByteRange::new(0, row.size));
-        let beyond = range.len() - inside.len();
-        if inside.is_empty() || row.size <= row.allocated {
-            return Ok(beyond);
-        }
         match row.form {
             ContentForm::Empty => Ok(range.len()),
-            ContentForm::Inline => Ok(beyond),
-            ContentForm::Manifest => Ok(beyond + hole_bytes(view, ino, inside)?),
+            ContentForm::Inline => Ok(range.len() - range.intersect(&ByteRange::new(0, row.size)).len()),
+            // Also beyond the end, where room may have been allocated.
+            ContentForm::Manifest => hole_bytes(view, ino, range),
         }
     }
 

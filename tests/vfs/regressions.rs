@@ -121,3 +121,23 @@ fn a_copy_onto_a_small_file_is_carried_out() {
         assert!(world.read_all(fh, ino) == expected);
     }
 }
+
+/// st_blocks counted it a second time until the write was committed.
+#[test]
+fn room_allocated_beyond_the_end_is_counted_once_when_it_is_written() {
+    let world = world();
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 1024]);
+    allocate(&world, fh, (1024, 8192), AllocateMode::Allocate, true);
+    world.settle();
+    assert_eq!(attr(&world, ino).blocks, 16);
+    world.write(fh, 1024, &[1; 4096]);
+    assert_eq!(attr(&world, ino).blocks, 16);
+    // And a file with as much room beyond its end as it has holes has holes.
+    let (ino, fh) = world.create("holes");
+    world.write(fh, 4096, &[1; 4096]);
+    allocate(&world, fh, (8192, 12_288), AllocateMode::Allocate, true);
+    world.settle();
+    world.write(fh, 0, &[1; 4096]);
+    assert_eq!(attr(&world, ino).blocks, 24);
+}
