@@ -232,7 +232,9 @@ impl Vfs {
             // A time that was set by hand since, which may be in the future, says nothing of the last change.
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
-                row.ctime = row.ctime.max(seal.touched);
+                if seal.touched <= self.clock.now() {
+                    row.ctime = row.ctime.max(seal.touched);
+                }
             }
             change.put_inode(ino, &state.row, &row);
             if last {

@@ -141,3 +141,19 @@ fn room_allocated_beyond_the_end_is_counted_once_when_it_is_written() {
     world.write(fh, 0, &[1; 4096]);
     assert_eq!(attr(&world, ino).blocks, 24);
 }
+
+/// Content that was committed after the mtime had been set took the time set for that of the last change: ctime was in the
+/// future and stayed there.
+#[test]
+fn a_time_in_the_future_that_was_set_by_hand_is_not_the_time_of_a_change() {
+    let world = world();
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 5_000]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    let future = Timestamp { secs: 1 << 33, nanos: 0 };
+    set(&world, ino, SetAttr { mtime: Some(SetTime::At(future)), ..SetAttr::default() });
+    allocate(&world, fh, (100, 200), AllocateMode::PunchHole, true);
+    let changed = attr(&world, ino).ctime;
+    world.settle();
+    assert_eq!(attr(&world, ino).ctime, changed);
+}
