@@ -246,7 +246,7 @@ impl Vfs {
         window: ByteRange,
         parts: &mut Vec<(ByteRange, Sealed)>,
     ) -> Result<()> {
-        let window = window.intersect(&ByteRange::new(0, state.row.size));
+        // Not cut at the committed size: room that was allocated beyond it may lie inside the file by now.
         if state.row.form != ContentForm::Manifest || window.is_empty() {
             return Ok(());
         }

@@ -157,3 +157,17 @@ fn a_time_in_the_future_that_was_set_by_hand_is_not_the_time_of_a_change() {
     world.settle();
     assert_eq!(attr(&world, ino).ctime, changed);
 }
+
+/// What was allocated before the file was long enough to reach it was hole in the copy.
+#[test]
+fn a_copy_takes_along_what_was_allocated_before_the_file_reached_it() {
+    let world = world();
+    let (_, source) = world.create("source");
+    world.write(source, 0, &[1; 1024]);
+    allocate(&world, source, (1024, 8192), AllocateMode::Allocate, true);
+    world.settle();
+    world.write(source, 8192, &[1; 1024]);
+    let (ino, target) = world.create("target");
+    assert_eq!(copy(&world, (source, 0), (target, 0), FILE_BYTES_MAX), 9216);
+    assert_eq!(attr(&world, ino).blocks, 18);
+}
