@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Vfs;
 use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Inode, State};
+use super::{Caller, SetAttr, SetTime, Vfs};
 use crate::base::ids::Fh;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
@@ -63,6 +63,17 @@ impl Vfs {
         let committed = self.committed_ranges(&inode, &state, range, |_| true)?;
         let gaps: Vec<ByteRange> = committed.gaps(range).collect();
         let size = if keep_size { state.size() } else { state.size().max(range.end) };
+        let is_covered = |gap: &ByteRange| {
+            let parts = state.overlay.as_ref().map(|overlay| overlay.read(*gap)).unwrap_or_default();
+            parts.iter().map(|(part, _)| part.len()).sum::<u64>() == gap.len()
+        };
+        if size == state.size() && gaps.iter().all(is_covered) {
+            // Only the time changes, which no staged content will carry.
+            drop(state);
+            let caller = Caller { uid: 0, gid: 0, pid: 0 };
+            let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
+            return self.setattr(&caller, inode.ino, &set).map(drop);
+        }
         let now = self.clock.now();
         self.overlay(&mut state).allocate(&gaps, size, now);
         self.note_hot(&inode, &state);

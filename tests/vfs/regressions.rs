@@ -171,3 +171,25 @@ fn a_copy_takes_along_what_was_allocated_before_the_file_reached_it() {
     assert_eq!(copy(&world, (source, 0), (target, 0), FILE_BYTES_MAX), 9216);
     assert_eq!(attr(&world, ino).blocks, 18);
 }
+
+/// fallocate(2) of what is allocated already changes the times and nothing else; they went back when older content was
+/// committed, or when the inode was forgotten.
+#[test]
+fn allocating_what_is_allocated_changes_the_times_for_good() {
+    let world = world();
+    for settled in [false, true] {
+        let (ino, fh) = world.create(&format!("settled-{settled}"));
+        world.write(fh, 0, &[1; 5_000]);
+        world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+        if settled {
+            world.settle();
+        }
+        pass_time(&world);
+        allocate(&world, fh, (0, 100), AllocateMode::Allocate, false);
+        let mtime = attr(&world, ino).mtime;
+        world.settle();
+        world.vfs().release(fh);
+        world.vfs().forget(ino, 1);
+        assert_eq!(attr(&world, ino).mtime, mtime);
+    }
+}
