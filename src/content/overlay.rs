@@ -520,8 +520,11 @@ impl Overlay {
             });
         }
         for range in &frozen.unwritten {
-            cut.gaps(*range).for_each(|part| extents.insert(part, Sealed::Unwritten));
-            self.seal_unwritten(*range, number);
+            // Not what was discarded meanwhile: room allocated there anew is for the next seal.
+            for part in cut.gaps(*range) {
+                extents.insert(part, Sealed::Unwritten);
+                self.seal_unwritten(part, number);
+            }
         }
         let staged_end = staged.iter().map(|(range, _)| range.end).max().unwrap_or(0);
         let hot_end = frozen.runs.last().map_or(0, |run| run.start + run.len());
@@ -676,6 +679,22 @@ mod tests {
         assert_eq!(seal.size, 0);
         overlay.published(1, 0);
         assert!(overlay.is_clean(0));
+    }
+
+    #[test]
+    fn room_that_was_discarded_and_allocated_anew_while_it_was_out_is_kept_by_the_next_seal() {
+        let range = ByteRange::new(100, 200);
+        let mut overlay = Overlay::new(0, 0, 1);
+        overlay.allocate(&[range], 200, NOW);
+        let frozen = overlay.freeze(0);
+        cut(&mut overlay, range);
+        overlay.allocate(&[range], 200, NOW);
+        assert!(overlay.install(&frozen, Vec::new(), NOW).extents.is_empty());
+        overlay.published(1, 200);
+        assert!(overlay.has_unsealed(200), "the room is not committed yet");
+        let frozen = overlay.freeze(200);
+        let seal = overlay.install(&frozen, Vec::new(), NOW);
+        assert_eq!(seal.extents.iter().map(|(part, _)| part).collect::<Vec<_>>(), [range]);
     }
 
     #[test]
