@@ -11,8 +11,12 @@ mod blobs;
 mod content;
 #[path = "vfs/faults.rs"]
 mod faults;
+#[path = "vfs/model/mod.rs"]
+mod model;
 #[path = "vfs/namespace.rs"]
 mod namespace;
+#[path = "vfs/random_tree/mod.rs"]
+mod random_tree;
 #[path = "vfs/regressions.rs"]
 mod regressions;
 #[path = "vfs/simulation.rs"]
