@@ -11,6 +11,8 @@ mod blobs;
 mod content;
 #[path = "vfs/faults.rs"]
 mod faults;
+#[path = "vfs/linear.rs"]
+mod linear;
 #[path = "vfs/model/mod.rs"]
 mod model;
 #[path = "vfs/namespace.rs"]

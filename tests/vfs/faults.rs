@@ -1,4 +1,4 @@
-//! A store that can be unreachable and a local disk that can be full.
+//! A store that can be unreachable, a local disk that can be full, and metadata that let threads meet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 use gravitonfs::backend::memory_device::MemoryDirectory;
+use gravitonfs::backend::memory_kv::MemoryKv;
 use gravitonfs::backend::memory_object::MemoryObjectStore;
 use gravitonfs::base::range::ByteRange;
 use gravitonfs::store::device::{Device, Directory};
+use gravitonfs::store::kv::{Durability, KeyValueStore, Snapshot, Table, Visit, Write};
 use gravitonfs::store::object::{Fencing, ImmutableObjectStore, ListPage, ObjectKey, ObjectMeta};
 use gravitonfs::store::{Error, Kind, Result};
 
@@ -121,5 +123,33 @@ impl Device for FillableDevice {
 
     fn sync(&self) -> Result<()> {
         self.inner.sync()
+    }
+}
+
+/// Rows in memory; every look lets other threads go on, so that few cores do not run one operation after the other.
+#[derive(Default)]
+pub(crate) struct YieldingKv(MemoryKv);
+
+impl KeyValueStore for YieldingKv {
+    fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
+        Ok(Box::new(YieldingSnapshot(self.0.snapshot()?)))
+    }
+
+    fn commit(&self, writes: &[Write], durability: Durability) -> Result<()> {
+        self.0.commit(writes, durability)
+    }
+}
+
+struct YieldingSnapshot(Box<dyn Snapshot>);
+
+impl Snapshot for YieldingSnapshot {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        std::thread::yield_now();
+        self.0.get(table, key)
+    }
+
+    fn scan(&self, table: Table, from: &[u8], to: Option<&[u8]>, visit: &mut Visit<'_>) -> Result<()> {
+        std::thread::yield_now();
+        self.0.scan(table, from, to, visit)
     }
 }

@@ -15,12 +15,13 @@ use gravitonfs::content::chunker::ChunkSizes;
 use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
 use gravitonfs::rt::{SeededRandom, SemaphoreLimit, Spawner, TokioRuntime};
+use gravitonfs::store::kv::KeyValueStore;
 use gravitonfs::store::schema::merge::SchemaMerge;
 use gravitonfs::vfs::{
     Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
 };
 
-use super::faults::{FillableDirectory, UnreliableStore};
+use super::faults::{FillableDirectory, UnreliableStore, YieldingKv};
 use super::simulation::Simulation;
 
 pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
@@ -35,7 +36,7 @@ pub(crate) struct World {
     pub(crate) runtime: Machine,
     options: VfsOptions,
     objects: Arc<UnreliableStore>,
-    kv: Arc<MemoryKv>,
+    kv: Arc<dyn KeyValueStore>,
     log: Arc<FillableDirectory>,
     staged: Arc<MemoryDirectory>,
     random: SeededRandom,
@@ -71,6 +72,10 @@ impl Machine {
     }
 }
 
+fn threads() -> Machine {
+    Machine::Threads(TokioRuntime::new(2, 8).unwrap())
+}
+
 struct Mounted {
     vfs: Arc<Vfs>,
     commit: Arc<Committer>,
@@ -80,16 +85,21 @@ struct Mounted {
 impl World {
     /// A volume on threads.
     pub(crate) fn new(seed: u64) -> Self {
-        let machine = Machine::Threads(TokioRuntime::new(2, 8).unwrap());
-        Self::on(machine, seed, 2048)
+        Self::on(threads(), Arc::new(MemoryKv::new()), seed, 2048)
+    }
+
+    /// A volume on threads whose metadata lets other threads go on at every look.
+    pub(crate) fn yielding(seed: u64) -> Self {
+        Self::on(threads(), Arc::<YieldingKv>::default(), seed, 2048)
     }
 
     /// A volume whose every step the seed decides. Files up to `inline_bytes_max` live in the metadata.
     pub(crate) fn simulated(seed: u64, inline_bytes_max: u64) -> Self {
-        Self::on(Machine::Simulated(Simulation::new(seed)), seed, inline_bytes_max)
+        let machine = Machine::Simulated(Simulation::new(seed));
+        Self::on(machine, Arc::new(MemoryKv::new()), seed, inline_bytes_max)
     }
 
-    fn on(runtime: Machine, seed: u64, inline_bytes_max: u64) -> Self {
+    fn on(runtime: Machine, kv: Arc<dyn KeyValueStore>, seed: u64, inline_bytes_max: u64) -> Self {
         let mut world = Self {
             runtime,
             options: VfsOptions {
@@ -101,7 +111,7 @@ impl World {
                 reported_bytes: 1 << 50,
             },
             objects: Arc::default(),
-            kv: Arc::new(MemoryKv::new()),
+            kv,
             log: Arc::default(),
             staged: Arc::new(MemoryDirectory::new()),
             random: SeededRandom::new(seed),

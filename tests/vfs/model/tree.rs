@@ -23,6 +23,7 @@ pub(crate) type Place = (Id, Vec<u8>);
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
     Lookup(Place),
+    Stat(Id),
     /// Of any kind but symlink; the mode has the kind's bits.
     Make {
         at: Place,
@@ -95,6 +96,10 @@ pub(crate) enum Op {
 pub(crate) enum Answer {
     Done,
     Node(Option<Id>),
+    Stat {
+        nlink: u32,
+        size: u64,
+    },
     Bytes(Vec<u8>),
     Count(u64),
     /// Sorted.
@@ -185,6 +190,10 @@ impl Tree {
     pub(crate) fn apply(&mut self, op: &Op, now: Timestamp) -> Outcome {
         match op {
             Op::Lookup((dir, name)) => Ok(Answer::Node(self.dir(*dir)?.entries.get(name).copied())),
+            Op::Stat(node) => {
+                let node = self.node(*node)?;
+                Ok(Answer::Stat { nlink: node.nlink, size: node.content.len() })
+            }
             Op::Make { at, mode, rdev, owner } => {
                 let node = Node { rdev: *rdev, ..Node::new(*mode, *owner, now) };
                 self.add(at, node, now)
@@ -264,6 +273,11 @@ impl Tree {
                 Ok(Answer::Done)
             }
         }
+    }
+
+    /// Says what the next new node will be called.
+    pub(crate) fn set_next_id(&mut self, id: Id) {
+        self.next = id;
     }
 
     /// What the next new node will be called.

@@ -65,7 +65,8 @@ impl Run {
         let is_crowded = NODES_MAX < self.tree.nodes.len();
         let owner = (self.below(2) as u32 * 1000, self.below(2) as u32 * 100);
         let op = match self.below(if is_crowded { 38 } else { 60 }) {
-            0..=3 => Op::Lookup(self.a_used_place()),
+            0..=2 => Op::Lookup(self.a_used_place()),
+            3 => Op::Stat(self.a_node()),
             4..=11 => Op::Unlink(self.a_used_place()),
             12..=15 => Op::Rmdir(self.a_used_place()),
             16..=31 => {

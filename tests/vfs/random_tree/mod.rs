@@ -8,6 +8,8 @@ mod content;
 mod perform;
 mod survive;
 
+pub(crate) use self::perform::errno;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -67,7 +69,7 @@ fn the_same_seed_makes_the_same_run() {
     assert_eq!(digest(), digest());
 }
 
-fn number_from(variable: &str) -> Option<u64> {
+pub(crate) fn number_from(variable: &str) -> Option<u64> {
     std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 

@@ -1,5 +1,6 @@
 //! Carrying an operation out on the volume and on the model.
 
+use gravitonfs::base::attr::FileKind;
 use gravitonfs::base::name::Name;
 use gravitonfs::base::time::{Clock, Timestamp};
 use gravitonfs::vfs::{AllocateMode, Attr, Caller, Error, OpenFlags, SetAttr, Written};
@@ -67,7 +68,8 @@ impl Run {
             Op::Link { node, at } => vec![Some(*node), Some(at.0), child(at)],
             Op::Rename { from, to, .. } => vec![Some(from.0), child(from), Some(to.0), child(to)],
             Op::Copy { from, to, .. } => vec![Some(from.0), Some(to.0)],
-            Op::Readlink(node)
+            Op::Stat(node)
+            | Op::Readlink(node)
             | Op::Setattr { node, .. }
             | Op::Read { node, .. }
             | Op::Write { node, .. }
@@ -173,6 +175,14 @@ impl Run {
                     Ok(Some(attr)) => entry(Ok(attr), self.tree.child(at).or(Some(0))),
                     Err(error) => (Err(errno(&error)), None),
                 }
+            }
+            Op::Stat(node) => {
+                let stat = vfs.getattr(ino(node)).map(|attr| {
+                    // What the length of anything else means is compared with all attributes.
+                    let size = if attr.kind == FileKind::Regular { attr.size } else { 0 };
+                    Answer::Stat { nlink: attr.nlink, size }
+                });
+                (stat.map_err(|error| errno(&error)), None)
             }
             Op::Make { at, mode, rdev, owner: by } => {
                 let (dir, name) = named(at);
