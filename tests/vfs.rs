@@ -5,11 +5,25 @@
 
 #[path = "vfs/acl.rs"]
 mod acl;
+#[path = "vfs/backlog.rs"]
+mod backlog;
 #[path = "vfs/blobs.rs"]
 mod blobs;
 #[path = "vfs/content.rs"]
 mod content;
+#[path = "vfs/faults.rs"]
+mod faults;
+#[path = "vfs/linear.rs"]
+mod linear;
+#[path = "vfs/model/mod.rs"]
+mod model;
 #[path = "vfs/namespace.rs"]
 mod namespace;
+#[path = "vfs/random_tree/mod.rs"]
+mod random_tree;
+#[path = "vfs/regressions.rs"]
+mod regressions;
+#[path = "vfs/simulation.rs"]
+mod simulation;
 #[path = "vfs/world.rs"]
 mod world;

@@ -66,6 +66,11 @@ impl<V: Cut> ExtentMap<V> {
         self.by_start.iter().map(|(&start, (end, value))| (ByteRange::new(start, *end), value))
     }
 
+    /// All values, in the order of their ranges.
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> + '_ {
+        self.by_start.values_mut().map(|(_, value)| value)
+    }
+
     /// Keeps what `keep` wants.
     pub fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
         self.by_start.retain(|_, (_, value)| keep(value));

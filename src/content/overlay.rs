@@ -2,7 +2,8 @@
 //!
 //! Reads look here first, then at the committed content. A *seal* freezes the hot bytes of one moment together with the
 //! size and time of that moment, so that what is published later is the file as it was then, never a mixture
-//! (rule R2). Whatever discards bytes cuts hot bytes and seals alike (rule R10).
+//! (rule R2). Whatever discards bytes cuts hot bytes and seals alike (rule R10): first it is planned, then committed as
+//! one small seal that says so, then done here. Rows of earlier seals are never written again.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -79,10 +80,35 @@ impl Cut for Sealed {
 pub struct Seal {
     pub number: u64,
     pub extents: ExtentMap<Sealed>,
+    /// What earlier seals held here is discarded, and if it has no end the file is no longer than its start. Bytes that
+    /// were committed by then were discarded together with this.
+    pub cut: Option<ByteRange>,
     /// Size of the file once this seal is published.
     pub size: u64,
     /// Time of the last write it holds.
     pub touched: Timestamp,
+}
+
+impl Seal {
+    /// Takes off what a later seal discarded. Called in memory when that is committed, and again for what a row says after
+    /// a restart.
+    pub fn cut_by(&mut self, cut: ByteRange) {
+        self.extents.remove(cut);
+        if cut.end == u64::MAX {
+            self.size = self.size.min(cut.start);
+        }
+    }
+}
+
+/// A discard that is planned and not done.
+#[derive(Debug)]
+pub struct Discard {
+    range: ByteRange,
+    /// What remains allocated.
+    allocated: u64,
+    touched: Timestamp,
+    /// To be committed with the discard: it keeps recovery from bringing back bytes of earlier seals.
+    pub seal: Option<Seal>,
 }
 
 /// Hot bytes handed out to be staged.
@@ -184,10 +210,11 @@ impl Overlay {
         self.touched
     }
 
-    /// Forgets the time of writes so far: it has been set by hand since.
-    pub fn clear_touched(&mut self, touched: Timestamp) {
+    /// Carries out what [`Self::plan_time`] planned: the time of writes so far is forgotten.
+    pub fn set_time(&mut self, touched: Timestamp, mark: Option<Seal>) {
         self.touched = None;
         self.seals.iter_mut().for_each(|seal| seal.touched = touched);
+        mark.into_iter().for_each(|mark| self.push_seal(mark));
     }
 
     /// Bytes that are only in memory.
@@ -339,35 +366,102 @@ impl Overlay {
         }
     }
 
-    /// Sets the size without writing; what lies beyond is discarded everywhere.
-    pub fn truncate(&mut self, size: u64, touched: Timestamp) {
-        self.close_run();
+    /// Sets a size that is not below the current one, without writing.
+    pub fn grow(&mut self, size: u64, touched: Timestamp) {
+        debug_assert!(self.size <= size, "a file is shortened by a discard");
         self.touched = Some(touched);
-        if size < self.size {
-            self.discard(ByteRange::new(size, u64::MAX));
-            self.seals.iter_mut().for_each(|seal| seal.size = seal.size.min(size));
-            if let Some((_, limit)) = &mut self.cut_since_freeze {
-                *limit = size.min(*limit);
-            }
-        }
         self.size = size;
     }
 
-    /// Makes `range` hole here; the caller does the same to the committed content.
-    pub fn discard(&mut self, range: ByteRange) {
+    /// Plans that `range` becomes hole here; one without end also shortens the file to its start. The caller does the same
+    /// to the committed content, of which `committed` bytes remain allocated, and commits both at once. `uncovered` is
+    /// asked about ranges outside of `range` only.
+    ///
+    /// # Errors
+    /// Of `uncovered`.
+    pub fn plan_discard<E>(
+        &self,
+        range: ByteRange,
+        touched: Timestamp,
+        committed: u64,
+        uncovered: &mut dyn FnMut(ByteRange) -> Result<u64, E>,
+    ) -> Result<Discard, E> {
+        let mut allocated = committed;
+        let open = self.open.as_ref().map(OpenRun::range);
+        for piece in self.pieces.iter().map(|(piece, _)| piece).chain(open) {
+            let before = ByteRange::new(piece.start, piece.end.min(range.start));
+            let after = ByteRange::new(piece.start.max(range.end), piece.end);
+            for part in [before, after].into_iter().filter(|part| !part.is_empty()) {
+                allocated += uncovered(part)?;
+            }
+        }
+        let seal = self.seals.back().map(|last| {
+            let mut seal = Seal { cut: Some(range), ..self.mark(last, touched) };
+            seal.cut_by(range);
+            seal
+        });
+        Ok(Discard { range, allocated, touched, seal })
+    }
+
+    /// Carries out what was planned, once it is committed.
+    pub fn discard(&mut self, discard: Discard) {
+        let Discard { range, allocated, touched, seal } = discard;
         self.close_run();
         self.discard_hot(range);
         self.pieces.remove(range);
-        self.seals.iter_mut().for_each(|seal| seal.extents.remove(range));
-        if let Some((cut, _)) = &mut self.cut_since_freeze {
-            cut.insert(range);
+        self.seals.iter_mut().for_each(|seal| seal.cut_by(range));
+        self.allocated = allocated;
+        self.touched = Some(touched);
+        if range.end == u64::MAX {
+            self.size = self.size.min(range.start);
         }
+        if let Some((cut, limit)) = &mut self.cut_since_freeze {
+            cut.insert(range);
+            if range.end == u64::MAX {
+                *limit = range.start.min(*limit);
+            }
+        }
+        seal.into_iter().for_each(|seal| self.push_seal(seal));
     }
 
-    /// Recounts allocated bytes after a discard: `committed` plus what the overlay fills of its holes.
-    pub fn recount(&mut self, committed: u64, uncovered: &mut dyn FnMut(ByteRange) -> u64) {
-        self.close_run();
-        self.allocated = committed + self.pieces.iter().map(|(range, _)| uncovered(range)).sum::<u64>();
+    /// Plans that sealed content of another file takes the place of what `discard` discards. Nothing may be hot: seals are
+    /// in the order of writes.
+    #[must_use]
+    pub fn plan_adopt(&self, mut discard: Discard, extents: ExtentMap<Sealed>, size: u64) -> Discard {
+        debug_assert!(self.hot_bytes == 0, "seals are in the order of writes");
+        discard.allocated += extents.iter().map(|(range, _)| range.len()).sum::<u64>();
+        let (number, touched) = (self.next_seal, discard.touched);
+        let cut = discard.seal.and_then(|seal| seal.cut);
+        discard.seal = Some(Seal { number, extents, cut, size, touched });
+        discard
+    }
+
+    /// A seal without content behind all others, for a time that was set by hand; None if there is no seal whose time it
+    /// replaces.
+    #[must_use]
+    pub fn plan_time(&self, touched: Timestamp) -> Option<Seal> {
+        self.seals.back().map(|last| self.mark(last, touched))
+    }
+
+    fn mark(&self, last: &Seal, touched: Timestamp) -> Seal {
+        let number = self.next_seal;
+        Seal { number, extents: ExtentMap::default(), cut: None, size: last.size, touched }
+    }
+
+    fn push_seal(&mut self, seal: Seal) {
+        debug_assert_eq!(seal.number, self.next_seal, "planned under the same lock");
+        self.next_seal += 1;
+        for (range, sealed) in seal.extents.iter() {
+            let piece = match sealed {
+                Sealed::Block { ticket, skip } => {
+                    Piece::Staged { ticket: ticket.clone(), skip: *skip, seal: seal.number }
+                }
+                Sealed::Unwritten => Piece::Unwritten { seal: Some(seal.number) },
+            };
+            self.pieces.insert(range, piece);
+        }
+        self.size = self.size.max(seal.size);
+        self.seals.push_back(seal);
     }
 
     /// Hands out everything that is not sealed. One hand-out at a time: it ends with [`Self::install`] or
@@ -426,8 +520,11 @@ impl Overlay {
             });
         }
         for range in &frozen.unwritten {
-            cut.gaps(*range).for_each(|part| extents.insert(part, Sealed::Unwritten));
-            self.seal_unwritten(*range, number);
+            // Not what was discarded meanwhile: room allocated there anew is for the next seal.
+            for part in cut.gaps(*range) {
+                extents.insert(part, Sealed::Unwritten);
+                self.seal_unwritten(part, number);
+            }
         }
         let staged_end = staged.iter().map(|(range, _)| range.end).max().unwrap_or(0);
         let hot_end = frozen.runs.last().map_or(0, |run| run.start + run.len());
@@ -436,7 +533,7 @@ impl Overlay {
         let whole = hot_end <= staged_end;
         let size = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
         let touched = self.touched.unwrap_or(mtime);
-        self.seals.push_back(Seal { number, extents, size: size.min(limit), touched });
+        self.seals.push_back(Seal { number, extents, cut: None, size: size.min(limit), touched });
         self.seals.back().expect("pushed just now")
     }
 
@@ -476,27 +573,6 @@ impl Overlay {
         if self.is_clean(committed_size) {
             self.touched = None;
         }
-    }
-
-    /// Adds a seal made elsewhere: by a copy from another file, or before a crash. Nothing may be hot.
-    pub fn adopt(&mut self, mut seal: Seal, uncovered: &mut dyn FnMut(ByteRange) -> u64) {
-        debug_assert!(self.hot_bytes == 0, "seals are in the order of writes");
-        self.next_seal = self.next_seal.max(seal.number);
-        seal.number = self.next_seal;
-        self.next_seal += 1;
-        for (range, sealed) in seal.extents.iter() {
-            self.allocated += self.growth(range, uncovered);
-            let piece = match sealed {
-                Sealed::Block { ticket, skip } => {
-                    Piece::Staged { ticket: ticket.clone(), skip: *skip, seal: seal.number }
-                }
-                Sealed::Unwritten => Piece::Unwritten { seal: Some(seal.number) },
-            };
-            self.pieces.insert(range, piece);
-        }
-        self.size = seal.size;
-        self.touched = Some(seal.touched);
-        self.seals.push_back(seal);
     }
 
     /// The whole content, if all of it is in memory: none of it sealed, committed or hole.
@@ -553,18 +629,72 @@ mod tests {
         BlockTicket { id: BlockId::of(data), location: BlockLocation::Object, upload }
     }
 
+    fn cut(overlay: &mut Overlay, range: ByteRange) {
+        let planned = overlay.plan_discard(range, NOW, 0, &mut |part| Ok::<_, ()>(part.len()));
+        overlay.discard(planned.expect("cannot fail"));
+    }
+
+    fn staged(data: &[u8]) -> Overlay {
+        let mut overlay = written(data);
+        let frozen = overlay.freeze(0);
+        overlay.install(&frozen, vec![(ByteRange::new(0, data.len() as u64), ticket(data))], NOW);
+        overlay
+    }
+
+    #[test]
+    fn a_plan_changes_nothing_and_counts_what_remains() {
+        let mut overlay = staged(&[7; 5_000]);
+        overlay.write(6_000, &[8; 100], (NOW, Duration::ZERO), &mut |range| range.len());
+        let range = ByteRange::new(1_000, 6_050);
+        let planned = overlay.plan_discard(range, NOW, 0, &mut |part| Ok::<_, ()>(part.len()));
+        let planned = planned.expect("cannot fail");
+        assert_eq!((overlay.allocated(), overlay.hot_bytes(), overlay.seals().len()), (5_100, 100, 1));
+        overlay.discard(planned);
+        assert_eq!((overlay.allocated(), overlay.hot_bytes(), overlay.size()), (1_050, 50, 6_100));
+    }
+
+    #[test]
+    fn a_cut_is_one_small_seal_that_takes_from_those_before_it_and_from_none_after() {
+        let mut overlay = staged(&[7; 5_000]);
+        cut(&mut overlay, ByteRange::new(2_000, u64::MAX));
+        assert_eq!(overlay.size(), 2_000);
+        let [first, mark] = [&overlay.seals()[0], &overlay.seals()[1]];
+        assert_eq!((first.size, mark.size, mark.number), (2_000, 2_000, 2));
+        assert!(mark.encode().len() < 64, "whatever the backlog");
+
+        let mut after_restart = staged(&[7; 5_000]).seals()[0].clone();
+        after_restart.cut_by(mark.cut.expect("a cut"));
+        assert_eq!(after_restart.encode(), first.encode(), "recovery comes to the same");
+    }
+
     #[test]
     fn bytes_cut_while_they_are_out_to_be_staged_do_not_come_back() {
         let data = [7; 5_000];
         let mut overlay = written(&data);
         let frozen = overlay.freeze(0);
-        overlay.truncate(0, NOW);
+        cut(&mut overlay, ByteRange::new(0, u64::MAX));
         assert!(!overlay.is_clean(0), "the hand-out must end in this overlay");
         let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 5_000), ticket(&data))], NOW);
         assert!(seal.extents.is_empty());
         assert_eq!(seal.size, 0);
         overlay.published(1, 0);
         assert!(overlay.is_clean(0));
+    }
+
+    #[test]
+    fn room_that_was_discarded_and_allocated_anew_while_it_was_out_is_kept_by_the_next_seal() {
+        let range = ByteRange::new(100, 200);
+        let mut overlay = Overlay::new(0, 0, 1);
+        overlay.allocate(&[range], 200, NOW);
+        let frozen = overlay.freeze(0);
+        cut(&mut overlay, range);
+        overlay.allocate(&[range], 200, NOW);
+        assert!(overlay.install(&frozen, Vec::new(), NOW).extents.is_empty());
+        overlay.published(1, 200);
+        assert!(overlay.has_unsealed(200), "the room is not committed yet");
+        let frozen = overlay.freeze(200);
+        let seal = overlay.install(&frozen, Vec::new(), NOW);
+        assert_eq!(seal.extents.iter().map(|(part, _)| part).collect::<Vec<_>>(), [range]);
     }
 
     #[test]

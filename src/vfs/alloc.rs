@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::Vfs;
 use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Inode, State};
+use super::{Caller, SetAttr, SetTime, Vfs};
 use crate::base::ids::Fh;
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
@@ -63,6 +63,17 @@ impl Vfs {
         let committed = self.committed_ranges(&inode, &state, range, |_| true)?;
         let gaps: Vec<ByteRange> = committed.gaps(range).collect();
         let size = if keep_size { state.size() } else { state.size().max(range.end) };
+        let is_covered = |gap: &ByteRange| {
+            let parts = state.overlay.as_ref().map(|overlay| overlay.read(*gap)).unwrap_or_default();
+            parts.iter().map(|(part, _)| part.len()).sum::<u64>() == gap.len()
+        };
+        if size == state.size() && gaps.iter().all(is_covered) {
+            // Only the time changes, which no staged content will carry.
+            drop(state);
+            let caller = Caller::ROOT;
+            let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
+            return self.setattr(&caller, inode.ino, &set).map(drop);
+        }
         let now = self.clock.now();
         self.overlay(&mut state).allocate(&gaps, size, now);
         self.note_hot(&inode, &state);
@@ -70,20 +81,18 @@ impl Vfs {
     }
 
     /// Makes `range` hole, committed and overlay; commits.
-    pub(super) fn discard(&self, inode: &Inode, state: &mut State, range: ByteRange) -> Result<()> {
+    fn discard(&self, inode: &Inode, state: &mut State, range: ByteRange) -> Result<()> {
+        self.thin_out(inode.ino, state, range)?;
         let now = self.clock.now();
         let mut row = state.row.clone();
         let mut change = Change::default();
         self.plan_discard(inode, state, &mut row, range, &mut change)?;
         (row.mtime, row.ctime) = (now, now);
-        if let Some(overlay) = &mut state.overlay {
-            self.cut_overlay(overlay, |overlay| overlay.discard(range));
-            self.recount(inode.ino, state, &row)?;
-            self.put_seals(inode.ino, state, &mut change);
-        }
+        let cut = self.plan_cut(inode.ino, state, &row, range, &mut change)?;
         change.put_inode(inode.ino, &state.row, &row);
         let _ticket = change.submit(&self.commit)?;
         state.row = row;
+        self.cut(state, cut);
         Ok(())
     }
 
@@ -107,6 +116,15 @@ impl Vfs {
             Whence::Data => data.overlaps(window).next().map(|range| range.start).ok_or(Error::NoSuchOffset),
             Whence::Hole => Ok(data.gaps(window).next().map_or(size, |range| range.start)),
         }
+    }
+
+    /// True if room is allocated from `size` on, which is the end of the file. A truncate to the same size gives it back,
+    /// as on ext4.
+    pub(super) fn is_allocated_beyond(&self, inode: &Inode, state: &State, size: u64) -> Result<bool> {
+        let tail = ByteRange::new(size, u64::MAX);
+        let uncommitted = state.overlay.as_ref().is_some_and(|overlay| !overlay.read(tail).is_empty());
+        Ok(uncommitted
+            || self.committed_ranges(inode, state, tail, |_| true)?.overlaps(tail).next().is_some())
     }
 
     /// Committed parts of `window`; `wanted` is asked whether to count those that are written (or only allocated).

@@ -15,7 +15,7 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
 use crate::base::time::Timestamp;
 use crate::content::manifest::{Edit, hole_bytes, rows};
-use crate::content::overlay::Overlay;
+use crate::content::overlay::{Discard, Overlay, Seal};
 use crate::store;
 use crate::store::schema::inode::{ContentForm, InodeRow};
 use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
@@ -57,17 +57,15 @@ impl Vfs {
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
             check_size(&inode, size)?;
-            self.shorten_in_steps(&inode, size)?;
         }
 
         let mut state = inode.lock();
 
         let now = self.clock.now();
-        let mut row = state.row.clone();
         let mut change = Change::default();
-        let cut = match set.size {
-            Some(size) => Some(self.plan_size(&inode, &mut state, &mut row, size, &mut change)?),
-            None => None,
+        let (mut row, resize) = match set.size {
+            Some(size) => self.plan_size(&inode, &mut state, size, &mut change)?,
+            None => (state.row.clone(), Resize::Committed),
         };
         if let Some(mode) = set.mode {
             self.plan_chmod(&inode, &mut state, mode, &mut change)?;
@@ -77,49 +75,60 @@ impl Vfs {
             xattrs = Some(self.xattrs(&inode, &mut state)?.plan_no_capability(ino, &mut change));
         }
         apply(&mut row, caller, set, now);
+        let cut = match resize {
+            Resize::Shorter(range) => self.plan_cut(ino, &state, &row, range, &mut change)?,
+            Resize::Committed | Resize::Uncommitted(_) => None,
+        };
+        // A truncate to the same size changes nothing but the time.
+        let sets_time = set.mtime.is_some() || (set.size.is_some() && resize == Resize::Committed);
+        let mark = match (&state.overlay, &cut) {
+            (Some(overlay), None) if sets_time => overlay.plan_time(row.mtime),
+            _ => None,
+        };
+        put_seal(&mut change, ino, mark.as_ref());
         change.put_inode(ino, &state.row, &row);
 
         let _ticket = change.submit(&self.commit)?;
 
         state.row = row;
         state.xattrs = xattrs;
-        if cut == Some(Resize::Uncommitted) {
-            let size = set.size.expect("only a size is uncommitted");
-            self.overlay(&mut state).truncate(size, now);
+        if let Resize::Uncommitted(size) = resize {
+            self.overlay(&mut state).grow(size, now);
             self.note_hot(&inode, &state);
         }
-        if set.mtime.is_some() {
+        if sets_time {
             let mtime = state.row.mtime;
-            state.overlay.iter_mut().for_each(|overlay| overlay.clear_touched(mtime));
+            state.overlay.iter_mut().for_each(|overlay| overlay.set_time(mtime, mark.clone()));
         }
+        self.cut(&mut state, cut);
         Ok(state.attr(ino))
     }
 
-    /// Plans the new size. What shrinks is cut at once; what grows a file whose bytes are not all committed is left to
-    /// the overlay, so that nobody ever reads zeros where those bytes belong (rule R2).
+    /// Plans the new size: the row, and what else there is to do. What grows a file whose bytes are not all committed is
+    /// left to the overlay, so that nobody ever reads zeros where those bytes belong (rule R2).
     fn plan_size(
         self: &Arc<Self>,
         inode: &Arc<Inode>,
         state: &mut State,
-        row: &mut InodeRow,
         size: u64,
         change: &mut Change,
-    ) -> Result<Resize> {
-        if row.form == ContentForm::Inline && self.options.inline_bytes_max < size {
+    ) -> Result<(InodeRow, Resize)> {
+        if state.row.form == ContentForm::Inline && self.options.inline_bytes_max < size {
             self.lift_inline(inode, state)?;
         }
-        if size < state.size() {
-            self.plan_discard(inode, state, row, ByteRange::new(size, u64::MAX), change)?;
+        let shortens = size < state.size();
+        if shortens || (size == state.size() && self.is_allocated_beyond(inode, state, size)?) {
+            let tail = ByteRange::new(size, u64::MAX);
+            self.thin_out(inode.ino, state, tail)?;
+            let mut row = state.row.clone();
+            self.plan_discard(inode, state, &mut row, tail, change)?;
             row.size = row.size.min(size);
-            if let Some(overlay) = &mut state.overlay {
-                self.cut_overlay(overlay, |overlay| overlay.truncate(size, row.mtime));
-                self.recount(inode.ino, state, row)?;
-                self.put_seals(inode.ino, state, change);
-            }
-            return Ok(Resize::Committed);
+            return Ok((row, Resize::Shorter(tail)));
         }
+        let mut row = state.row.clone();
         if state.overlay.is_some() {
-            return Ok(Resize::Uncommitted);
+            let grows = state.size() < size;
+            return Ok((row, if grows { Resize::Uncommitted(size) } else { Resize::Committed }));
         }
         if row.form == ContentForm::Inline && row.size < size {
             let mut bytes = self.inline_bytes(inode.ino)?;
@@ -128,7 +137,7 @@ impl Vfs {
             change.batch.put(INLINE, ino_key(inode.ino), bytes);
         }
         row.size = size;
-        Ok(Resize::Committed)
+        Ok((row, Resize::Committed))
     }
 
     /// Plans that `range` becomes hole in the committed content; raises the generation (rule R10). The caller cuts the
@@ -168,26 +177,47 @@ impl Vfs {
         Ok(())
     }
 
-    /// Runs `cut` on the overlay and gives back the memory budget of what it discarded.
-    pub(super) fn cut_overlay(&self, overlay: &mut Overlay, cut: impl FnOnce(&mut Overlay)) {
-        let before = overlay.hot_bytes();
-        cut(overlay);
-        self.hot_budget.release(before - overlay.hot_bytes());
+    /// Plans what a discard of `range` means for bytes that are not committed: one row tells recovery, however many seals
+    /// there are (rule R17). `row` is as it will be committed.
+    pub(super) fn plan_cut(
+        &self,
+        ino: Ino,
+        state: &State,
+        row: &InodeRow,
+        range: ByteRange,
+        change: &mut Change,
+    ) -> Result<Option<Discard>> {
+        let Some(overlay) = &state.overlay else { return Ok(None) };
+        let cut = self.plan_cut_of(overlay, ino, row, range)?;
+        put_seal(change, ino, cut.seal.as_ref());
+        Ok(Some(cut))
     }
 
-    /// Recounts allocated bytes after a discard, against `row`, which is not committed yet: rows in what was discarded
-    /// still show in the view, but so far nothing of the overlay lies over them.
-    pub(super) fn recount(&self, ino: Ino, state: &mut State, row: &InodeRow) -> Result<()> {
-        let Some(overlay) = &mut state.overlay else { return Ok(()) };
+    /// As [`Self::plan_cut`], without the row.
+    pub(super) fn plan_cut_of(
+        &self,
+        overlay: &Overlay,
+        ino: Ino,
+        row: &InodeRow,
+        range: ByteRange,
+    ) -> Result<Discard> {
+        // Rows in what is discarded still show in the view, but it is asked only about what is outside.
         let view = self.commit.view()?;
-        let mut failed = None;
-        overlay.recount(row.allocated, &mut |range| {
-            self.hole_bytes(&view, ino, row, range).unwrap_or_else(|error| {
-                failed = Some(error);
-                0
-            })
-        });
-        failed.map_or(Ok(()), |error| Err(error.into()))
+        let mut uncovered = |part| self.hole_bytes(&view, ino, row, part);
+        Ok(overlay.plan_discard(range, row.mtime, row.allocated, &mut uncovered)?)
+    }
+
+    /// Carries out a planned and committed discard, and gives back what the discarded bytes held of the budgets.
+    pub(super) fn cut(&self, state: &mut State, cut: Option<Discard>) {
+        let (Some(overlay), Some(cut)) = (&mut state.overlay, cut) else { return };
+        let before = overlay.hot_bytes();
+        overlay.discard(cut);
+        let hot = overlay.hot_bytes();
+        self.hot_budget.release(before - hot);
+        state.spill.iter_mut().for_each(|held| held.shrink_to(hot));
+        if overlay.is_clean(state.row.size) {
+            self.drop_overlay(state);
+        }
     }
 
     /// Bytes of `range` that are hole in the committed content that `row` describes.
@@ -198,35 +228,23 @@ impl Vfs {
         row: &InodeRow,
         range: ByteRange,
     ) -> store::Result<u64> {
-        let inside = range.intersect(&ByteRange::new(0, row.size));
-        let beyond = range.len() - inside.len();
-        if inside.is_empty() || row.size <= row.allocated {
-            return Ok(beyond);
-        }
         match row.form {
             ContentForm::Empty => Ok(range.len()),
-            ContentForm::Inline => Ok(beyond),
-            ContentForm::Manifest => Ok(beyond + hole_bytes(view, ino, inside)?),
+            ContentForm::Inline => Ok(range.len() - range.intersect(&ByteRange::new(0, row.size)).len()),
+            // Also beyond the end, where room may have been allocated.
+            ContentForm::Manifest => hole_bytes(view, ino, range),
         }
     }
 
-    /// Writes the rows of all seals anew, after bytes of theirs were discarded.
-    pub(super) fn put_seals(&self, ino: Ino, state: &State, change: &mut Change) {
-        for seal in state.overlay.iter().flat_map(|overlay| overlay.seals()) {
-            change.batch.put(OVERLAY, pair_key(ino.0, seal.number), seal.encode());
-        }
-    }
-
-    /// Truncating a file of very many rows takes them off in batches of bounded size (rule R17); a crash in between
-    /// leaves holes only where the caller asked for nothing.
-    fn shorten_in_steps(&self, inode: &Inode, size: u64) -> Result<()> {
-        let tail = ByteRange::new(size, u64::MAX);
+    /// Takes rows in `range` off in batches of bounded size (rule R17) until the rest fits one; a crash in between leaves
+    /// holes only where the caller asked for them.
+    pub(super) fn thin_out(&self, ino: Ino, state: &mut State, range: ByteRange) -> Result<()> {
         loop {
             let view = self.commit.view()?;
-            if rows(&view, inode.ino, tail, ROWS_PER_STEP)?.len() < ROWS_PER_STEP {
+            if rows(&view, ino, range, ROWS_PER_STEP)?.len() < ROWS_PER_STEP {
                 return Ok(());
             }
-            self.remove_rows(inode, tail)?;
+            self.remove_rows(ino, state, range)?;
         }
     }
 
@@ -237,11 +255,22 @@ impl Vfs {
     }
 }
 
-/// What became of a new size.
+/// What there is to do for a new size.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Resize {
+    /// Nothing but to commit the row.
     Committed,
-    Uncommitted,
+    /// The overlay grows to this size.
+    Uncommitted(u64),
+    /// This range goes.
+    Shorter(ByteRange),
+}
+
+/// Adds the row of a seal, if there is one.
+pub(super) fn put_seal(change: &mut Change, ino: Ino, seal: Option<&Seal>) {
+    if let Some(seal) = seal {
+        change.batch.put(OVERLAY, pair_key(ino.0, seal.number), seal.encode());
+    }
 }
 
 fn check_size(inode: &Inode, size: u64) -> Result<()> {

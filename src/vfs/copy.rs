@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::attr::put_seal;
 use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Inode, State};
@@ -11,16 +12,17 @@ use super::lookup::ready;
 use super::orphan::ROWS_PER_STEP;
 use super::{Pending, Vfs};
 use crate::base::hash::BlockId;
-use crate::base::ids::Fh;
+use crate::base::ids::{Fh, Ino};
 use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
 use crate::content::extent_map::ExtentMap;
 use crate::content::manifest::{Edit, Stored, Window, rows};
-use crate::content::overlay::{Seal, Sealed, Source};
+use crate::content::overlay::{Overlay, Sealed, Source};
 use crate::store::block::{BlockTicket, Receipt, UploadTicket};
+use crate::store::kv::Snapshot;
+use crate::store::schema::BLOCK;
 use crate::store::schema::inode::ContentForm;
 use crate::store::schema::pack::BlockRow;
-use crate::store::schema::{BLOCK, OVERLAY, pair_key};
 use crate::store::{self, Kind};
 
 /// Attempts to find both files without bytes that are only in memory; a writer that never pauses makes the caller fall
@@ -58,8 +60,8 @@ impl Vfs {
             if let Some(copied) = self.try_copy(from, to, len)? {
                 return Ok(copied);
             }
-            self.stage_all(from.0).await?;
-            self.stage_all(to.0).await?;
+            self.stage_as_blocks(from.0).await?;
+            self.stage_as_blocks(to.0).await?;
         }
         Err(Error::NotSupported)
     }
@@ -93,11 +95,10 @@ impl Vfs {
             }
             let committed = state.row.size;
             if state.overlay.as_ref().is_some_and(|overlay| overlay.has_unsealed(committed)) {
-                if self.is_small(locks.get(source)) {
-                    drop(locks);
-                    return self.copy_small((source, source_range), (target, target_range.start)).map(Some);
-                }
-                return Ok(None);
+                let small = self.small_content(locks.get(source));
+                drop(locks);
+                let Some(bytes) = small else { return Ok(None) };
+                return self.copy_small(&bytes, source_range, (target, target_range.start)).map(Some);
             }
         }
 
@@ -109,15 +110,16 @@ impl Vfs {
         }
     }
 
-    /// True for a file that will be committed inline: staging it makes no block that could be shared.
-    fn is_small(&self, source: &State) -> bool {
-        source.size() <= self.options.inline_bytes_max && source.row.form != ContentForm::Manifest
+    /// The content of a file that will be committed inline and is all in memory: to write it again is less than to make
+    /// blocks of it.
+    fn small_content(&self, source: &State) -> Option<Vec<u8>> {
+        let is_small =
+            source.size() <= self.options.inline_bytes_max && source.row.form != ContentForm::Manifest;
+        source.overlay.as_ref().filter(|_| is_small)?.whole()
     }
 
-    fn copy_small(self: &Arc<Self>, from: (&Arc<Inode>, ByteRange), to: (&Arc<Inode>, u64)) -> Result<u64> {
-        let bytes = from.0.lock().overlay.as_ref().and_then(|overlay| overlay.whole());
-        let bytes = bytes.ok_or(Error::NotSupported)?;
-        let range = from.1.start as usize..(from.1.end as usize).min(bytes.len());
+    fn copy_small(self: &Arc<Self>, bytes: &[u8], from: ByteRange, to: (&Arc<Inode>, u64)) -> Result<u64> {
+        let range = from.start as usize..from.end as usize;
         let part = bytes.get(range).unwrap_or_default();
         self.hot_budget.take(part.len() as u64);
         self.write_reserved(to.0, to.1, part).inspect_err(|_| self.hot_budget.release(part.len() as u64))?;
@@ -136,12 +138,16 @@ impl Vfs {
         if let (ROWS_PER_STEP, Some((last, _))) = (found.len(), found.last()) {
             source_range.end = source_range.end.min(last.end);
         }
-        let target_range = ByteRange::at(to.1.start, source_range.len());
+        let target_range = bounded(&view, to.0.ino, ByteRange::at(to.1.start, source_range.len()))?;
+        source_range = ByteRange::at(source_range.start, target_range.len());
 
         let mut edit = Edit::new(&view, to.0.ino);
         edit.remove(target_range)?;
         for (range, row) in found {
             let part = range.intersect(&source_range);
+            if part.is_empty() {
+                break;
+            }
             let place = ByteRange::at(target_range.start + (part.start - source_range.start), part.len());
             let window = Window { segment: row.segment, skip: row.skip + (part.start - range.start) };
             edit.share(place, window)?;
@@ -170,10 +176,13 @@ impl Vfs {
         to: (&Arc<Inode>, ByteRange),
         locks: &mut LockSet<'_>,
     ) -> Result<u64> {
+        let view = self.commit.view()?;
+        let target_range = bounded(&view, to.0.ino, to.1)?;
+        let source_range = ByteRange::at(from.1.start, target_range.len());
         let mut extents = ExtentMap::default();
-        let mut end = from.1.end;
+        let mut end = source_range.end;
         for (count, (range, sealed)) in
-            self.sealed_parts(from.0, locks.get(from.0), from.1)?.into_iter().enumerate()
+            self.sealed_parts(from.0, locks.get(from.0), source_range)?.into_iter().enumerate()
         {
             if count == ROWS_PER_STEP {
                 end = range.start;
@@ -184,19 +193,25 @@ impl Vfs {
         }
         let copied = end - from.1.start;
         let target_range = ByteRange::at(to.1.start, copied);
-        let state = locks.get(to.0);
-        self.discard(to.0, state, target_range)?;
-        let size = state.size().max(target_range.end);
-        let seal = Seal { number: 0, extents, size, touched: self.clock.now() };
-        let row = state.row.clone();
-        let view = self.commit.view()?;
-        let overlay = self.overlay(state);
-        overlay
-            .adopt(seal, &mut |range| self.hole_bytes(&view, to.0.ino, &row, range).unwrap_or(range.len()));
-        let seal = overlay.seals().back().expect("adopted just now");
+
+        let (state, ino) = (locks.get(to.0), to.0.ino);
+        let now = self.clock.now();
+        let mut row = state.row.clone();
         let mut change = Change::default();
-        change.batch.put(OVERLAY, pair_key(to.0.ino.0, seal.number), seal.encode());
+        self.plan_discard(to.0, state, &mut row, target_range, &mut change)?;
+        (row.mtime, row.ctime) = (now, now);
+        let empty = Overlay::new(state.row.size, state.row.allocated, 1);
+        let overlay = state.overlay.as_deref().unwrap_or(&empty);
+        let size = state.size().max(target_range.end);
+        let cut = self.plan_cut_of(overlay, ino, &row, target_range)?;
+        let adopted = overlay.plan_adopt(cut, extents, size);
+        put_seal(&mut change, ino, adopted.seal.as_ref());
+        change.put_inode(ino, &state.row, &row);
+
         let _ticket = change.submit(&self.commit)?;
+
+        state.row = row;
+        self.overlay(state).discard(adopted);
         self.enqueue_publication(to.0, state);
         Ok(copied)
     }
@@ -231,7 +246,7 @@ impl Vfs {
         window: ByteRange,
         parts: &mut Vec<(ByteRange, Sealed)>,
     ) -> Result<()> {
-        let window = window.intersect(&ByteRange::new(0, state.row.size));
+        // Not cut at the committed size: room that was allocated beyond it may lie inside the file by now.
         if state.row.form != ContentForm::Manifest || window.is_empty() {
             return Ok(());
         }
@@ -255,4 +270,14 @@ impl Vfs {
         let upload = UploadTicket::fulfilled(Receipt::UNKNOWN);
         Ok(BlockTicket { id, location, upload })
     }
+}
+
+/// As much of `range`, from its start, as holds no more rows than one batch may replace (rule R17).
+fn bounded(view: &dyn Snapshot, ino: Ino, range: ByteRange) -> store::Result<ByteRange> {
+    let found = rows(view, ino, range, ROWS_PER_STEP)?;
+    let end = match found.last() {
+        Some((last, _)) if found.len() == ROWS_PER_STEP => last.end.min(range.end),
+        _ => range.end,
+    };
+    Ok(ByteRange::new(range.start, end))
 }

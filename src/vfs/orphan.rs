@@ -6,19 +6,19 @@ use std::sync::Arc;
 use super::Vfs;
 use super::change::Change;
 use super::error::Result;
-use super::inode::Inode;
+use super::inode::{Inode, State};
 use crate::base::ids::{Ino, SegmentId};
 use crate::base::range::ByteRange;
 use crate::base::sync::lock;
 use crate::commit::Batch;
 use crate::content::manifest::{Edit, rows};
+use crate::store;
 use crate::store::kv::{Snapshot, Table};
 use crate::store::schema::manifest::Segment;
 use crate::store::schema::merge::block_released;
 use crate::store::schema::{
     DEAD_SEGMENT, INLINE, ORPHAN, OVERLAY, SEGMENT, XATTR, ino_key, ino_key_end, parse_ino_key,
 };
-use crate::store::{self};
 
 /// Rows one batch removes at most: with keys, references and follow-up deltas far below a batch's size.
 pub(super) const ROWS_PER_STEP: usize = 2048;
@@ -58,45 +58,50 @@ impl Vfs {
     fn reap(&self, inode: &Inode) -> Result<()> {
         let ino = inode.ino;
         let everything = ByteRange::new(0, u64::MAX);
-        while self.remove_rows(inode, everything)? {}
+        while self.remove_rows(ino, &mut inode.lock(), everything)? {}
+        for table in [XATTR, OVERLAY] {
+            while self.delete_rows_of(table, ino)? {}
+        }
         let row = inode.lock().row.clone();
         let mut change = Change::default();
         change.remove_inode(ino, &row);
         change.batch.delete(ORPHAN, ino_key(ino));
         change.batch.delete(INLINE, ino_key(ino));
-        for table in [XATTR, OVERLAY] {
-            self.delete_rows_of(&mut change, table, ino)?;
-        }
         let _ticket = change.submit(&self.commit)?;
         self.release_dead_segments()
     }
 
     /// Removes up to a step's worth of manifest rows in `range`; true if that many were there.
-    pub(super) fn remove_rows(&self, inode: &Inode, range: ByteRange) -> Result<bool> {
-        // Before the view: what it shows must not be given back by somebody else too.
-        let mut state = inode.lock();
+    pub(super) fn remove_rows(&self, ino: Ino, state: &mut State, range: ByteRange) -> Result<bool> {
         let view = self.commit.view()?;
-        let step = rows(&view, inode.ino, range, ROWS_PER_STEP)?;
+        let step = rows(&view, ino, range, ROWS_PER_STEP)?;
         let Some((last, _)) = step.last() else { return Ok(false) };
-        let mut edit = Edit::new(&view, inode.ino);
+        let mut edit = Edit::new(&view, ino);
         edit.remove(ByteRange::new(range.start, last.end.min(range.end)))?;
         let rows = edit.finish();
         let mut row = state.row.clone();
         row.allocated = row.allocated.saturating_add_signed(rows.allocated);
         let mut change = Change::default();
-        change.put_content(inode.ino, &rows);
-        change.put_inode(inode.ino, &state.row, &row);
+        change.put_content(ino, &rows);
+        change.put_inode(ino, &state.row, &row);
         let _ticket = change.submit(&self.commit)?;
         state.row = row;
         Ok(step.len() == ROWS_PER_STEP)
     }
 
-    fn delete_rows_of(&self, change: &mut Change, table: Table, ino: Ino) -> store::Result<()> {
+    /// Deletes up to a step's worth of an inode's rows in `table`; true if that many were there.
+    fn delete_rows_of(&self, table: Table, ino: Ino) -> Result<bool> {
+        let mut batch = Batch::default();
+        let mut found = 0;
         let view = self.commit.view()?;
         view.scan(table, &ino_key(ino), Some(&ino_key_end(ino)), &mut |key, _| {
-            change.batch.delete(table, key);
-            Ok(ControlFlow::Continue(()))
-        })
+            batch.delete(table, key);
+            found += 1;
+            let full = found == ROWS_PER_STEP;
+            Ok(if full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        let _ticket = self.commit.submit(batch)?;
+        Ok(found == ROWS_PER_STEP)
     }
 
     /// Gives back the blocks of segments that no manifest names any more.

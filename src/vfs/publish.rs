@@ -1,7 +1,7 @@
 //! Staged content becomes committed content: once the store has acknowledged its packs (invariant I1), or ahead of that
 //! where a rename must not overtake it (rule R1).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ use crate::base::sync::lock;
 use crate::commit::Batch;
 use crate::content::manifest::Edit;
 use crate::content::overlay::{Seal, Sealed};
-use crate::store::block::{BlockLocation, Receipt, UploadTicket};
+use crate::store::block::{BlockLocation, BlockTicket, Receipt, UploadTicket};
 use crate::store::kv::Snapshot;
 use crate::store::schema::inode::{ContentForm, InodeRow};
 use crate::store::schema::merge::pack_acknowledged;
@@ -232,7 +232,9 @@ impl Vfs {
             // A time that was set by hand since, which may be in the future, says nothing of the last change.
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
-                row.ctime = row.ctime.max(seal.touched);
+                if seal.touched <= self.clock.now() {
+                    row.ctime = row.ctime.max(seal.touched);
+                }
             }
             change.put_inode(ino, &state.row, &row);
             if last {
@@ -290,26 +292,41 @@ impl Vfs {
             rows.push((Ino(ino), value.to_vec()));
             Ok(ControlFlow::Continue(()))
         })?;
+        let none = UploadTicket::fulfilled(Receipt::UNKNOWN);
+        let mut found: BTreeMap<Ino, Vec<Seal>> = BTreeMap::new();
         for (ino, value) in &rows {
-            let mut named: Vec<BlockId> = Vec::new();
-            let none = UploadTicket::fulfilled(Receipt::UNKNOWN);
-            Seal::decode(value, &mut |id, _| {
-                named.push(id);
-                none.clone()
-            })
-            .map_err(store::Error::from)?;
-            let staged = self.blocks.contains_many(&named).await?;
-            let mut staged = staged.into_iter();
-            // A block that is not staged any more had been acknowledged: staged packs go only then.
-            let seal = Seal::decode(value, &mut |_, _| {
-                staged.next().flatten().map_or_else(|| none.clone(), |ticket| ticket.upload)
-            })
-            .map_err(store::Error::from)?;
-            let inode = self.inode(*ino)?;
+            let seal = Seal::decode(value, &mut |_, _| none.clone()).map_err(store::Error::from)?;
+            let before = found.entry(*ino).or_default();
+            // Rows are never written again: what was discarded since is said by a later one (rule R10).
+            if let Some(cut) = seal.cut {
+                before.iter_mut().for_each(|seal| seal.cut_by(cut));
+            }
+            before.push(seal);
+        }
+        for (ino, mut seals) in found {
+            let inode = self.inode(ino)?;
+            for seal in &mut seals {
+                self.attach_uploads(seal).await?;
+            }
             let mut state = inode.lock();
-            self.publish_seal(*ino, &mut state, &seal)?;
+            seals.iter().try_for_each(|seal| self.publish_seal(ino, &mut state, seal))?;
         }
         Ok(rows.len() as u64)
+    }
+
+    /// Gives a recovered seal the uploads of blocks that are still staged. One that is not staged any more had been
+    /// acknowledged: staged packs go only then.
+    async fn attach_uploads(&self, seal: &mut Seal) -> Result<()> {
+        let blocks = seal.extents.values_mut().filter_map(|sealed| match sealed {
+            Sealed::Block { ticket, .. } => Some(ticket),
+            Sealed::Unwritten => None,
+        });
+        let mut tickets: Vec<&mut BlockTicket> = blocks.collect();
+        let named: Vec<BlockId> = tickets.iter().map(|ticket| ticket.id).collect();
+        for (ticket, staged) in tickets.iter_mut().zip(self.blocks.contains_many(&named).await?) {
+            ticket.upload = staged.map_or_else(|| ticket.upload.clone(), |staged| staged.upload);
+        }
+        Ok(())
     }
 }
 

@@ -14,7 +14,6 @@ use crate::base::ids::Fh;
 use crate::base::limits::{KIB, MIB};
 use crate::base::range::ByteRange;
 use crate::base::sync::lock;
-use crate::base::time::Timestamp;
 use crate::content::manifest::Stored;
 use crate::content::overlay::Source;
 use crate::store::block::BlockStore;
@@ -233,9 +232,10 @@ impl Vfs {
             return;
         }
         let now = self.clock.now();
+        let written = state.overlay.as_ref().and_then(|overlay| overlay.touched());
         let row = &mut state.row;
-        let stale = |time: Timestamp| row.atime <= time;
-        if stale(row.mtime) || stale(row.ctime) || row.atime.secs + ATIME_AGE_SECS <= now.secs {
+        let changed = written.unwrap_or(row.mtime).max(row.ctime);
+        if row.atime <= changed || row.atime.secs + ATIME_AGE_SECS <= now.secs {
             row.atime = now;
         }
     }

@@ -85,8 +85,8 @@ impl Vfs {
             drop(_token);
             return self.try_rename(from, to, mode);
         }
-        if let (Some(target), RenameMode::Replace) = (&target, mode)
-            && target.inode.ino == source.inode.ino
+        if mode != RenameMode::NoReplace
+            && target.as_ref().is_some_and(|target| target.inode.ino == source.inode.ino)
         {
             return Ok(Renamed::Done);
         }

@@ -182,7 +182,31 @@ impl Vfs {
 
     async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
         let _one_hand_out_at_a_time = inode.hand_out.lock().await;
-        let Some(frozen) = self.freeze_or_inline(inode)? else { return Ok(()) };
+        match self.freeze_or_inline(inode)? {
+            Some(frozen) => self.stage_frozen(inode, frozen, tail).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Stages everything written so far as blocks, however little it is: they can be shared.
+    ///
+    /// # Errors
+    /// As [`Self::stage_all`].
+    pub(super) async fn stage_as_blocks(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
+        let _one_hand_out_at_a_time = inode.hand_out.lock().await;
+        let frozen = {
+            let mut state = inode.lock();
+            let committed = state.row.size;
+            let overlay = state.overlay.as_mut().filter(|overlay| overlay.has_unsealed(committed));
+            overlay.map(|overlay| overlay.freeze(committed))
+        };
+        match frozen {
+            Some(frozen) => self.stage_frozen(inode, frozen, Tail::Take).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn stage_frozen(self: &Arc<Self>, inode: &Arc<Inode>, frozen: Frozen, tail: Tail) -> Result<()> {
         let frozen = Arc::new(frozen);
         let permit = self.hot.permits.acquire().await;
         let staged = self.cut_and_put(&frozen, tail).await;

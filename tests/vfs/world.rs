@@ -1,11 +1,11 @@
 //! A volume in memory that can be unmounted and mounted again.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use gravitonfs::backend::memory_device::MemoryDirectory;
 use gravitonfs::backend::memory_kv::MemoryKv;
-use gravitonfs::backend::memory_object::MemoryObjectStore;
 use gravitonfs::base::ids::{Fh, Ino, WriterId};
 use gravitonfs::base::limits::GIB;
 use gravitonfs::base::name::Name;
@@ -14,11 +14,15 @@ use gravitonfs::commit::{Committer, CommitterParts, Limits};
 use gravitonfs::content::chunker::ChunkSizes;
 use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
-use gravitonfs::rt::{SeededRandom, SemaphoreLimit, TokioRuntime};
+use gravitonfs::rt::{SeededRandom, SemaphoreLimit, Spawner, TokioRuntime};
+use gravitonfs::store::kv::KeyValueStore;
 use gravitonfs::store::schema::merge::SchemaMerge;
 use gravitonfs::vfs::{
     Caller, MetadataIndex, OpenFlags, StagedUploads, Tier, Vfs, VfsOptions, VfsParts, Written,
 };
+
+use super::faults::{FillableDirectory, UnreliableStore, YieldingKv};
+use super::simulation::Simulation;
 
 pub(crate) const ROOT: Caller<'_> = Caller::ROOT;
 
@@ -29,13 +33,47 @@ pub(crate) fn small_chunks() -> ChunkSizes {
 
 /// What survives an unmount.
 pub(crate) struct World {
-    pub(crate) runtime: TokioRuntime,
-    objects: Arc<MemoryObjectStore>,
-    kv: Arc<MemoryKv>,
-    log: Arc<MemoryDirectory>,
+    pub(crate) runtime: Machine,
+    options: VfsOptions,
+    objects: Arc<UnreliableStore>,
+    kv: Arc<dyn KeyValueStore>,
+    log: Arc<FillableDirectory>,
     staged: Arc<MemoryDirectory>,
     random: SeededRandom,
     mounted: Option<Mounted>,
+}
+
+/// What runs the volume: the threads of the daemon, or a seed.
+pub(crate) enum Machine {
+    Threads(TokioRuntime),
+    Simulated(Simulation),
+}
+
+impl Machine {
+    pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
+        match self {
+            Self::Threads(runtime) => runtime.block_on(future),
+            Self::Simulated(simulation) => simulation.block_on(future),
+        }
+    }
+
+    pub(crate) fn clock(&self) -> Arc<dyn Clock> {
+        match self {
+            Self::Threads(runtime) => runtime.clock(),
+            Self::Simulated(simulation) => simulation.clock(),
+        }
+    }
+
+    fn spawner(&self) -> Arc<dyn Spawner> {
+        match self {
+            Self::Threads(runtime) => runtime.spawner(),
+            Self::Simulated(simulation) => simulation.spawner(),
+        }
+    }
+}
+
+fn threads() -> Machine {
+    Machine::Threads(TokioRuntime::new(2, 8).unwrap())
 }
 
 struct Mounted {
@@ -45,12 +83,36 @@ struct Mounted {
 }
 
 impl World {
+    /// A volume on threads.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::on(threads(), Arc::new(MemoryKv::new()), seed, 2048)
+    }
+
+    /// A volume on threads whose metadata lets other threads go on at every look.
+    pub(crate) fn yielding(seed: u64) -> Self {
+        Self::on(threads(), Arc::<YieldingKv>::default(), seed, 2048)
+    }
+
+    /// A volume whose every step the seed decides. Files up to `inline_bytes_max` live in the metadata.
+    pub(crate) fn simulated(seed: u64, inline_bytes_max: u64) -> Self {
+        let machine = Machine::Simulated(Simulation::new(seed));
+        Self::on(machine, Arc::new(MemoryKv::new()), seed, inline_bytes_max)
+    }
+
+    fn on(runtime: Machine, kv: Arc<dyn KeyValueStore>, seed: u64, inline_bytes_max: u64) -> Self {
         let mut world = Self {
-            runtime: TokioRuntime::new(2, 8).unwrap(),
-            objects: Arc::new(MemoryObjectStore::new()),
-            kv: Arc::new(MemoryKv::new()),
-            log: Arc::new(MemoryDirectory::new()),
+            runtime,
+            options: VfsOptions {
+                tier: Tier::Local,
+                read_only: false,
+                chunk_sizes: small_chunks(),
+                inline_bytes_max,
+                hot_bytes_max: 1 << 20,
+                reported_bytes: 1 << 50,
+            },
+            objects: Arc::default(),
+            kv,
+            log: Arc::default(),
             staged: Arc::new(MemoryDirectory::new()),
             random: SeededRandom::new(seed),
             mounted: None,
@@ -63,9 +125,25 @@ impl World {
         &self.mounted.as_ref().expect("mounted").vfs
     }
 
+    /// While it is unreachable nothing that is staged becomes committed.
+    pub(crate) fn set_unreachable(&self, unreachable: bool) {
+        self.objects.unreachable.store(unreachable, Ordering::SeqCst);
+    }
+
+    /// While it is full nothing can be committed.
+    pub(crate) fn set_log_full(&self, full: bool) {
+        self.log.full.store(full, Ordering::SeqCst);
+    }
+
+    pub(crate) fn simulation(&self) -> &Simulation {
+        match &self.runtime {
+            Machine::Simulated(simulation) => simulation,
+            Machine::Threads(_) => panic!("this volume is on threads"),
+        }
+    }
+
     fn mount(&mut self) {
         let (clock, spawner) = (self.runtime.clock(), self.runtime.spawner());
-        let clock: Arc<dyn Clock> = clock;
         let commit = Committer::open(CommitterParts {
             kv: self.kv.clone(),
             log: self.log.clone(),
@@ -101,14 +179,7 @@ impl World {
             spill,
             clock,
             spawner,
-            options: VfsOptions {
-                tier: Tier::Local,
-                read_only: false,
-                chunk_sizes: small_chunks(),
-                inline_bytes_max: 2048,
-                hot_bytes_max: 1 << 20,
-                reported_bytes: 1 << 50,
-            },
+            options: self.options.clone(),
         })
         .unwrap();
         self.runtime.block_on(vfs.recover_overlays()).unwrap();
@@ -124,10 +195,14 @@ impl World {
     /// Stops without a word, as a killed process does, and mounts again.
     pub(crate) fn kill_and_remount(&mut self) {
         let Mounted { vfs, commit, blocks } = self.mounted.take().expect("mounted");
-        self.runtime.block_on(async {
-            blocks.shutdown().await;
-            commit.stop().await.unwrap();
-        });
+        match &self.runtime {
+            // Threads cannot be stopped where they are: what they work on ends first.
+            Machine::Threads(runtime) => runtime.block_on(async {
+                blocks.shutdown().await;
+                commit.stop().await.unwrap();
+            }),
+            Machine::Simulated(simulation) => simulation.kill(),
+        }
         drop((vfs, commit, blocks));
         self.mount();
     }
