@@ -211,9 +211,10 @@ impl Vfs {
         if inode.kind == FileKind::Directory { Ok(inode) } else { Err(Error::NotDirectory) }
     }
 
-    /// First step of every operation that changes something.
+    /// First step of every operation that changes something: also of a write, whose bytes could not be kept once changes
+    /// are refused.
     fn writable(&self) -> Result<()> {
-        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(self.commit.check()?) }
     }
 
     fn next_segment(&self) -> crate::store::Result<SegmentId> {

@@ -85,6 +85,7 @@ impl Vfs {
         data: &Bytes,
     ) -> Result<()> {
         loop {
+            self.writable()?;
             let (hot_released, spill_released) = (self.hot_budget.released(), self.spill.released());
             self.hot.wake();
             match self.try_write(inode, offset, data) {
