@@ -65,6 +65,7 @@ impl Vfs {
         let size = if keep_size { state.size() } else { state.size().max(range.end) };
         let now = self.clock.now();
         self.overlay(&mut state).allocate(&gaps, size, now);
+        self.count_uncommitted(&mut state);
         self.note_hot(&inode, &state);
         Ok(())
     }

@@ -196,6 +196,7 @@ impl Vfs {
         if overlay.is_clean(state.row.size) {
             self.drop_overlay(state);
         }
+        self.count_uncommitted(state);
     }
 
     /// Bytes of `range` that are hole in the committed content that `row` describes.

@@ -213,6 +213,7 @@ impl Vfs {
 
         state.row = row;
         self.overlay(state).discard(adopted);
+        self.count_uncommitted(state);
         self.enqueue_publication(to.0, state);
         Ok(copied)
     }

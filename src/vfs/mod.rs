@@ -39,6 +39,7 @@ mod xattr;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 pub use alloc::{AllocateMode, Whence};
 pub use attr::{SetAttr, SetTime};
@@ -135,6 +136,8 @@ pub struct Vfs {
     segment_numbers: NumberRange,
     hot: HotQueue,
     hot_budget: HotBudget,
+    /// Bytes that overlays add to the committed allocation; less than 0 while they shorten files.
+    uncommitted: AtomicI64,
     publishing: Arc<PublishQueue>,
     /// Lock order 1: held by a rename that moves a directory to another parent.
     rename_token: std::sync::Mutex<()>,
@@ -164,6 +167,7 @@ impl Vfs {
             handles: HandleTable::default(),
             manifests: Manifests::default(),
             hot: HotQueue::default(),
+            uncommitted: AtomicI64::new(0),
             publishing: Arc::default(),
             rename_token: std::sync::Mutex::new(()),
             releasing: std::sync::Mutex::new(()),

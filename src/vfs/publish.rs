@@ -244,6 +244,7 @@ impl Vfs {
                 self.publishing.push(Publication::Pack(pack, upload));
             }
             state.row = row;
+            self.count_uncommitted(state);
             if last {
                 let size = state.row.size;
                 state.overlay.iter_mut().for_each(|overlay| overlay.published(seal.number, size));

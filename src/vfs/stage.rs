@@ -236,6 +236,7 @@ impl Vfs {
             self.hot_budget.release(overlay.hot_bytes());
         }
         state.spill = None;
+        self.count_uncommitted(state);
     }
 
     fn install(

@@ -142,6 +142,7 @@ impl Vfs {
         overlay.write(offset, data, when, &mut uncovered);
         // What it replaced was hot too and is counted once only.
         self.hot_budget.release(before - overlay.hot_bytes());
+        self.count_uncommitted(&mut state);
         if let Some(error) = failed {
             tracing::warn!(ino = inode.ino.0, %error, "count allocated bytes");
         }
