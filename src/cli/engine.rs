@@ -69,6 +69,12 @@ impl Engine {
         self.read_only
     }
 
+    /// Why changes are refused since, although the volume is open for writing.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        self.commit.check().err().map(|error| error.detail)
+    }
+
     /// What is not in the store yet.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -84,7 +90,12 @@ impl Engine {
     /// # Errors
     /// Of the store and the disk.
     pub async fn sync(&self) -> Result<()> {
-        self.vfs.sync_all().await.map_err(|error| vfs_failure(&self.volume, error))
+        let synced = self.vfs.sync_all().await;
+        // Once changes are refused, why that is says more than what could not be done.
+        synced.map_err(|error| match self.commit.check() {
+            Err(cause) => Failure::store(&self.volume, &cause),
+            Ok(()) => vfs_failure(&self.volume, error),
+        })
     }
 
     /// Sends everything to the store, releases the volume and ends the work in the background. Nothing may use the
@@ -125,6 +136,7 @@ impl Engine {
             mountpoint: None,
             pid: None,
             state: State::Unmounted,
+            state_cause: self.refusal(),
             durability: None,
             fencing: self.fencing.as_str().to_owned(),
             files: stat.files,

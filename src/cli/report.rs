@@ -17,9 +17,12 @@ pub enum State {
     Mounted,
     /// The mountpoint is free, what was written is on its way to the store.
     Draining,
+    /// Mounted with `ro`, or changes are refused until it is mounted again: another host has taken the volume, or it is
+    /// uncertain what is durable here.
     ReadOnly,
     Unmounted,
-    /// Another host has taken the volume; local changes are kept aside.
+    /// Not mounted, and another host has changed the volume while changes of this one had not reached the store. They are
+    /// kept aside.
     Diverged,
 }
 
@@ -55,6 +58,8 @@ pub struct Status {
     pub mountpoint: Option<PathBuf>,
     pub pid: Option<u32>,
     pub state: State,
+    /// Why changes are refused: what closed a latch, or how the volume has diverged.
+    pub state_cause: Option<String>,
     /// `local` or `remote`; None if it is not mounted.
     pub durability: Option<String>,
     /// `cas`, `lease` or `none`.
@@ -86,7 +91,8 @@ impl Status {
             writeln!(text, "{name:<12}{value}").expect("a string takes every line");
         };
         line("volume", format!("{} ({})", self.volume, self.volume_id));
-        line("state", self.state.as_str().to_owned());
+        let cause = self.state_cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+        line("state", format!("{}{cause}", self.state.as_str()));
         if let (Some(mountpoint), Some(pid)) = (&self.mountpoint, self.pid) {
             line("mountpoint", format!("{} (process {pid})", mountpoint.display()));
         }
@@ -139,6 +145,7 @@ mod tests {
             mountpoint: Some("/mnt".into()),
             pid: Some(7),
             state: State::ReadOnly,
+            state_cause: Some("journal 3 was taken".to_owned()),
             durability: Some("local".to_owned()),
             fencing: "cas".to_owned(),
             files: 3,
@@ -165,6 +172,7 @@ mod tests {
             "mountpoint",
             "pid",
             "state",
+            "state_cause",
             "durability",
             "fencing",
             "files",
@@ -192,5 +200,6 @@ mod tests {
         let text = status().to_text();
         assert!(text.contains("pending     1.5 KiB, oldest 9 s ago"), "{text}");
         assert!(text.contains("/mnt (process 7)"), "{text}");
+        assert!(text.contains("read-only: journal 3 was taken"), "{text}");
     }
 }

@@ -21,6 +21,7 @@ on_each_backend! {
     a_read_only_mount_changes_nothing within 120 s,
     a_busy_mount_is_not_unmounted within 120 s,
     free_space_is_told within 120 s,
+    status_tells_when_changes_are_refused_and_when_the_volume_has_diverged within 180 s,
 }
 
 fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
@@ -174,4 +175,55 @@ fn free_space_is_told(volume: &Volume) {
     assert!((8 * MIB as u64..9 * MIB as u64).contains(&grown), "{grown} bytes more in use");
     let stat = fs::metadata(volume.path("file")).expect("stat");
     assert_eq!(stat.blocks(), 8 * MIB as u64 / 512);
+}
+
+/// Runs a command as another host, which has a state of its own.
+fn as_other_host(volume: &Volume, command: &mut Command) -> (Option<i32>, String) {
+    command.env("GRAVITONFS_STATE_DIR", volume.scratch().join("other-state"));
+    command.env("GRAVITONFS_CACHE_DIR", volume.scratch().join("other-cache"));
+    let finished = run_within(LIMIT, command).expect("returns in time");
+    (finished.code, finished.stderr)
+}
+
+fn status_tells_when_changes_are_refused_and_when_the_volume_has_diverged(volume: &Volume) {
+    volume.mount();
+    fs::write(volume.path("first"), "here").expect("write");
+    volume.sync();
+    volume.expect_complaints(&["metadata can no longer be changed", "was taken by", "unmounted", "publish"]);
+
+    let elsewhere = volume.scratch().join("elsewhere");
+    let mut mount = volume.mount_command(&volume.url(), &elsewhere, &["--create", "-o", "takeover"]);
+    let (code, stderr) = as_other_host(volume, &mut mount);
+    assert_eq!(code, Some(0), "{stderr}");
+    let written = fs::write(elsewhere.join("second"), "there");
+    let mut umount = volume.gravitonfs(&["umount"]);
+    let (code, stderr) = as_other_host(volume, umount.arg(&elsewhere));
+    assert_eq!(code, Some(0), "{stderr}");
+    written.expect("the volume is theirs");
+
+    // Taken into the local log, since nobody has told this host yet; then the store does.
+    fs::write(volume.path("third"), "here, too late").expect("write");
+    let mut sync = volume.gravitonfs(&["sync"]);
+    let finished = run_within(LIMIT, sync.arg(volume.mountpoint())).expect("returns in time");
+    assert_ne!(finished.code, Some(0), "it cannot reach the store");
+    let status = volume.status();
+    assert_eq!(status["state"], "read-only", "{status}");
+    assert!(status["state_cause"].as_str().is_some_and(|cause| cause.contains("was taken by")), "{status}");
+    let refused = fs::write(volume.path("fourth"), "").expect_err("changes are refused");
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read(volume.path("first")).expect("reads go on"), b"here");
+
+    let mut umount = volume.gravitonfs(&["umount"]);
+    let finished = run_within(LIMIT, umount.arg(volume.mountpoint())).expect("returns in time");
+    assert_eq!(finished.code, Some(9), "{}", finished.stderr);
+    let before = volume.objects();
+    for _ in 0..2 {
+        let mut command = volume.gravitonfs(&["status", "--json", &volume.url()]);
+        let finished = run_within(LIMIT, command.args(volume.store_options())).expect("returns in time");
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let status: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(status["state"], "diverged", "{status}");
+        assert_eq!(number(&status, "files"), 2, "what the store holds: {status}");
+    }
+    assert_eq!(volume.objects(), before, "asking changes nothing");
 }
