@@ -15,6 +15,7 @@ use crate::tree::{MIB, write_noise};
 
 on_each_backend! {
     the_daemon_is_detached_and_named_by_its_mountpoint within 120 s,
+    the_daemon_may_open_as_many_files_as_the_system_allows within 120 s,
     status_has_the_fields_and_numbers_it_promises within 120 s,
     umount_and_fusermount_end_where_our_umount_does within 180 s,
     a_dead_mount_is_replaced_and_loses_nothing_synced within 120 s,
@@ -56,6 +57,22 @@ fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
     for option in ["default_permissions", "allow_other"] {
         assert!(line.contains(option), "{line}");
     }
+}
+
+fn the_daemon_may_open_as_many_files_as_the_system_allows(volume: &Volume) {
+    let mount = volume.mount_command(&volume.url(), &volume.mountpoint(), &["--create"]);
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""]);
+    command.arg(mount.get_program()).args(mount.get_args());
+    command.env_clear().envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let finished = run_within(LIMIT, &mut command).expect("returns in time");
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let limits = format!("/proc/{}/limits", volume.daemons()[0]);
+    let limits = fs::read_to_string(limits).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("has the limit");
+    let numbers: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{line}");
+    assert_ne!(numbers[0], "256", "{line}");
 }
 
 fn status_has_the_fields_and_numbers_it_promises(volume: &Volume) {
