@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::blocks::Blocks;
 use super::exit::{Code, Failure, Result};
 use super::lock::LocalLock;
-use super::report::{Progress, Requests, SCHEMA, State, Status};
+use super::report::{LastFailure, Progress, Requests, SCHEMA, State, Status};
 use super::stores::Objects;
 use super::volume::Volume;
 use crate::base::limits::KIB;
@@ -145,6 +145,11 @@ impl Engine {
             dirty_bytes,
             pending_upload_bytes,
             oldest_pending_seconds: oldest.map_or(0, |age| age.as_secs()),
+            last_failure: self.vfs.last_failure().map(|failure| LastFailure {
+                inode: failure.ino.0,
+                cause: failure.cause,
+                count: failure.count,
+            }),
             cache_bytes: self.cache.as_ref().map_or(0, |cache| cache.used_bytes()),
             memory_bytes: resident_bytes(),
             object_requests: Requests {

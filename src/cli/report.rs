@@ -48,6 +48,16 @@ pub struct Requests {
     pub delete: u64,
 }
 
+/// Written bytes of a file that could not be kept as they should, last time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LastFailure {
+    /// As `find -inum` takes it.
+    pub inode: u64,
+    pub cause: String,
+    /// Failures since mount, of this file and others.
+    pub count: u64,
+}
+
 /// `status --json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -75,6 +85,8 @@ pub struct Status {
     pub pending_upload_bytes: u64,
     /// Age of the oldest byte that is not in the store.
     pub oldest_pending_seconds: u64,
+    /// None if nothing has failed since mount.
+    pub last_failure: Option<LastFailure>,
     pub cache_bytes: u64,
     pub memory_bytes: u64,
     pub object_requests: Requests,
@@ -107,6 +119,9 @@ impl Status {
             _ => format!("{}, oldest {} s ago", format_bytes(waiting), self.oldest_pending_seconds),
         };
         line("pending", pending);
+        if let Some(LastFailure { inode, cause, count }) = &self.last_failure {
+            line("failed", format!("written bytes of inode {inode}: {cause} ({count} since mount)"));
+        }
         line("cache", format_bytes(self.cache_bytes));
         line("memory", format_bytes(self.memory_bytes));
         let Requests { put, get, head, list, delete } = self.object_requests;
@@ -154,6 +169,7 @@ mod tests {
             dirty_bytes: 1024,
             pending_upload_bytes: 512,
             oldest_pending_seconds: 9,
+            last_failure: Some(LastFailure { inode: 17, cause: "no space left".to_owned(), count: 2 }),
             cache_bytes: 0,
             memory_bytes: 0,
             object_requests: Requests::default(),
@@ -181,6 +197,7 @@ mod tests {
             "dirty_bytes",
             "pending_upload_bytes",
             "oldest_pending_seconds",
+            "last_failure",
             "cache_bytes",
             "memory_bytes",
             "object_requests",
@@ -200,6 +217,7 @@ mod tests {
         let text = status().to_text();
         assert!(text.contains("pending     1.5 KiB, oldest 9 s ago"), "{text}");
         assert!(text.contains("/mnt (process 7)"), "{text}");
+        assert!(text.contains("failed      written bytes of inode 17: no space left (2 since"), "{text}");
         assert!(text.contains("read-only: journal 3 was taken"), "{text}");
     }
 }

@@ -52,6 +52,7 @@ pub use inode::Attr;
 pub use rename::RenameMode;
 pub use staging::StagedUploads;
 pub use statfs::VolumeStat;
+pub use sync::WriteFailure;
 pub use write::Written;
 pub use xattr::SetXattr;
 
@@ -136,6 +137,8 @@ pub struct Vfs {
     segment_numbers: NumberRange,
     hot: HotQueue,
     hot_budget: HotBudget,
+    /// Leaf lock.
+    last_failure: std::sync::Mutex<Option<WriteFailure>>,
     /// Bytes that overlays add to the committed allocation; less than 0 while they shorten files.
     uncommitted: AtomicI64,
     publishing: Arc<PublishQueue>,
@@ -167,6 +170,7 @@ impl Vfs {
             handles: HandleTable::default(),
             manifests: Manifests::default(),
             hot: HotQueue::default(),
+            last_failure: std::sync::Mutex::default(),
             uncommitted: AtomicI64::new(0),
             publishing: Arc::default(),
             rename_token: std::sync::Mutex::new(()),

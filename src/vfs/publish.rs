@@ -38,6 +38,15 @@ enum Publication {
     Pack(PackId, UploadTicket),
 }
 
+impl Publication {
+    fn ino(&self) -> Option<Ino> {
+        match self {
+            Self::Seals(inode, _) => Some(inode.ino),
+            Self::Pack(..) => None,
+        }
+    }
+}
+
 /// Publications in the order in which they were staged, which is about the order in which they arrive.
 #[derive(Default)]
 pub(super) struct PublishQueue {
@@ -136,7 +145,9 @@ impl Vfs {
                     }
                     let Some(vfs) = vfs.upgrade() else { return };
                     if let Err(error) = vfs.carry_out(&publication) {
-                        tracing::error!(%error, "publish content");
+                        let ino = publication.ino();
+                        tracing::error!(%error, ino = ino.map(|ino| ino.0), "publish content");
+                        ino.into_iter().for_each(|ino| vfs.note_failure(ino, &error));
                     }
                     queue.done();
                 }

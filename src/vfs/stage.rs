@@ -164,6 +164,10 @@ impl Vfs {
     }
 
     async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
+        self.try_stage(inode, tail).await.inspect_err(|error| self.note_failure(inode.ino, error))
+    }
+
+    async fn try_stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
         let _one_hand_out_at_a_time = inode.hand_out.lock().await;
         let Some(frozen) = self.freeze_or_inline(inode)? else { return Ok(()) };
         let permit = self.hot.permits.acquire().await;

@@ -173,3 +173,24 @@ fn one_write_can_replace_very_many_pieces() {
     let (ino, fh) = world.open("f");
     assert!(world.read_all(fh, ino) == model);
 }
+
+#[test]
+fn the_last_file_whose_bytes_could_not_be_kept_is_named() {
+    let world = World::new(7);
+    let (_, fine) = world.create("fine");
+    let (ino, fh) = world.create("f");
+    assert_eq!(world.vfs().last_failure(), None);
+    world.set_log_full(true);
+    for count in 1..3 {
+        world.write(fh, 0, &[count as u8; 10_000]);
+        world.runtime.block_on(world.vfs().fsync(fh)).unwrap_err();
+        let failure = world.vfs().last_failure().unwrap();
+        assert_eq!((failure.ino, &*failure.cause), (ino, "no space left"));
+        assert!(count <= failure.count);
+    }
+    world.set_log_full(false);
+    world.write(fine, 0, &[1; 10_000]);
+    world.settle();
+    assert_eq!(world.vfs().last_failure().unwrap().ino, ino, "until the next");
+    assert!(world.read_all(fh, ino) == vec![2; 10_000]);
+}
