@@ -22,7 +22,8 @@ use crate::vfs::{self, Vfs, VolumeBlobs};
 pub struct Engine {
     pub(super) volume: Volume,
     pub(super) superblock: Superblock,
-    pub(super) fencing: Fencing,
+    /// None if nobody has asked the store.
+    pub(super) fencing: Option<Fencing>,
     pub(super) read_only: bool,
     pub(super) state_dir: PathBuf,
     pub(super) random: Arc<dyn Random>,
@@ -138,7 +139,7 @@ impl Engine {
             state: State::Unmounted,
             state_cause: self.refusal(),
             durability: None,
-            fencing: self.fencing.as_str().to_owned(),
+            fencing: self.fencing.map_or("unknown", Fencing::as_str).to_owned(),
             files: stat.files,
             logical_bytes: stat.logical_bytes,
             stored_bytes: stat.stored_bytes,

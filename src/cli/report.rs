@@ -72,7 +72,7 @@ pub struct Status {
     pub state_cause: Option<String>,
     /// `local` or `remote`; None if it is not mounted.
     pub durability: Option<String>,
-    /// `cas`, `lease` or `none`.
+    /// `cas`, `lease` or `none`; `unknown` of an S3 server that is only read, since asking it takes writes.
     pub fencing: String,
     pub files: u64,
     /// Bytes of all files, holes not counted.
