@@ -12,7 +12,7 @@ use super::daemon::Reporter;
 use super::engine::{Engine, vfs_failure};
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
-use super::format::{open_or_create, weak_fencing};
+use super::format::{open_or_create, other_branches, weak_fencing};
 use super::host;
 use super::lock::LocalLock;
 use super::options::{Durability, MountOptions};
@@ -136,6 +136,9 @@ pub async fn open(
     };
     let (blocks, cache) = wiring.blocks().map_err(failed)?;
     let mounted = opening.metadata(&objects, &*state).await?;
+    if let Some(first) = mounted.other_branches.first() {
+        reporter.note(&other_branches(volume, first, mounted.other_branches.len()));
+    }
     let commit = mounted.committer.clone();
     index.attach(commit.clone());
     let vfs = opening.filesystem(&mounted, &blocks, spill).await?;
@@ -177,16 +180,16 @@ impl Opening<'_> {
     }
 
     /// Finds out what the store's conditional writes are worth, unless nothing is going to be written.
-    async fn probe(&self, objects: &Objects, reporter: &mut Reporter) -> Result<Fencing> {
+    async fn probe(&self, objects: &Objects, reporter: &mut Reporter) -> Result<Option<Fencing>> {
         if self.read_only {
-            return Ok(objects.store.fencing());
+            return Ok(objects.known_fencing());
         }
         let fencing = objects.probe(self.writer, &*self.random, Probe::AtMount).await;
         let fencing = fencing.map_err(|error| self.failed(&error))?;
         if fencing == Fencing::Lease {
             reporter.note(&weak_fencing(self.config.volume));
         }
-        Ok(fencing)
+        Ok(Some(fencing))
     }
 
     /// Brings the local state together with the bucket, and takes the volume.

@@ -102,6 +102,12 @@ impl Objects {
         Ok(Self { store: retrying(PATIENCE), at_start: retrying(PATIENCE_AT_START), counters, s3 })
     }
 
+    /// What conditional writes are worth, as far as that is known without writing: of an S3 server it is not.
+    #[must_use]
+    pub fn known_fencing(&self) -> Option<Fencing> {
+        self.s3.is_none().then(|| self.store.fencing())
+    }
+
     /// Finds out whether conditional writes can be trusted, thoroughly at format and briefly at mount.
     ///
     /// # Errors

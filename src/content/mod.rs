@@ -14,6 +14,7 @@ pub mod pack_cache;
 mod pack_listing;
 pub mod pack_reader;
 pub mod pack_writer;
+pub mod seal;
 pub mod seal_row;
 pub mod single;
 pub mod spill;

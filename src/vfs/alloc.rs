@@ -76,6 +76,7 @@ impl Vfs {
         }
         let now = self.clock.now();
         self.overlay(&mut state).allocate(&gaps, size, now);
+        self.count_uncommitted(&mut state);
         self.note_hot(&inode, &state);
         Ok(())
     }

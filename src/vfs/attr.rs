@@ -15,7 +15,8 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
 use crate::base::time::Timestamp;
 use crate::content::manifest::{Edit, hole_bytes, rows};
-use crate::content::overlay::{Discard, Overlay, Seal};
+use crate::content::overlay::{Discard, Overlay};
+use crate::content::seal::Seal;
 use crate::store;
 use crate::store::schema::inode::{ContentForm, InodeRow};
 use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
@@ -218,6 +219,7 @@ impl Vfs {
         if overlay.is_clean(state.row.size) {
             self.drop_overlay(state);
         }
+        self.count_uncommitted(state);
     }
 
     /// Bytes of `range` that are hole in the committed content that `row` describes.

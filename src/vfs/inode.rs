@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) staging: bool,
     /// Local disk reserved for the hot bytes.
     pub(crate) spill: Option<Reservation>,
+    /// What the overlay adds to the committed allocation, as last told to the volume's total.
+    pub(crate) uncommitted_bytes: i64,
     /// How often content could not be staged; told once to each handle open at the time.
     pub(crate) failures: u64,
     /// What is known of its extended attributes; None until somebody asks.
@@ -58,6 +60,7 @@ impl Inode {
                 opens: 0,
                 staging: false,
                 spill: None,
+                uncommitted_bytes: 0,
                 failures: 0,
                 xattrs: None,
             }),

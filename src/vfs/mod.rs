@@ -42,6 +42,7 @@ mod xattr;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 pub use alloc::{AllocateMode, Whence};
 pub use attr::{SetAttr, SetTime};
@@ -55,6 +56,7 @@ pub use inode::Attr;
 pub use rename::RenameMode;
 pub use staging::StagedUploads;
 pub use statfs::VolumeStat;
+pub use sync::WriteFailure;
 pub use write::Written;
 pub use xattr::SetXattr;
 
@@ -130,6 +132,10 @@ pub struct Vfs {
     segment_numbers: NumberRange,
     hot: HotQueue,
     hot_budget: HotBudget,
+    /// Leaf lock.
+    last_failure: std::sync::Mutex<Option<WriteFailure>>,
+    /// Bytes that overlays add to the committed allocation; less than 0 while they shorten files.
+    uncommitted: AtomicI64,
     publishing: Arc<PublishQueue>,
     /// Lock order 1: held by a rename that moves a directory to another parent.
     rename_token: std::sync::Mutex<()>,
@@ -159,6 +165,8 @@ impl Vfs {
             handles: HandleTable::default(),
             manifests: Manifests::default(),
             hot: HotQueue::default(),
+            last_failure: std::sync::Mutex::default(),
+            uncommitted: AtomicI64::new(0),
             publishing: Arc::default(),
             rename_token: std::sync::Mutex::new(()),
             releasing: std::sync::Mutex::new(()),
@@ -206,9 +214,10 @@ impl Vfs {
         if inode.kind == FileKind::Directory { Ok(inode) } else { Err(Error::NotDirectory) }
     }
 
-    /// First step of every operation that changes something.
+    /// First step of every operation that changes something: also of a write, whose bytes could not be kept once changes
+    /// are refused.
     fn writable(&self) -> Result<()> {
-        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(self.commit.check()?) }
     }
 
     fn next_segment(&self) -> crate::store::Result<SegmentId> {

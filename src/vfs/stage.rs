@@ -11,6 +11,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt as _};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::Vfs;
+use super::attr::put_seal;
 use super::change::Change;
 use super::error::Result;
 use super::inode::{Inode, State};
@@ -21,7 +22,7 @@ use crate::content::overlay::{Frozen, Run};
 use crate::rt::run_blocking;
 use crate::store::block::{Block, BlockTicket};
 use crate::store::schema::inode::ContentForm;
-use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
+use crate::store::schema::{INLINE, ino_key};
 
 /// Written bytes stay in memory only for this long, whatever happens.
 const HOT_AGE_MAX: Duration = Duration::from_millis(900);
@@ -181,6 +182,10 @@ impl Vfs {
     }
 
     async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
+        self.try_stage(inode, tail).await.inspect_err(|error| self.note_failure(inode.ino, error))
+    }
+
+    async fn try_stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
         let _one_hand_out_at_a_time = inode.hand_out.lock().await;
         match self.freeze_or_inline(inode)? {
             Some(frozen) => self.stage_frozen(inode, frozen, tail).await,
@@ -297,6 +302,7 @@ impl Vfs {
             self.hot_budget.release(overlay.hot_bytes());
         }
         state.spill = None;
+        self.count_uncommitted(state);
     }
 
     fn install(
@@ -307,19 +313,23 @@ impl Vfs {
     ) -> Result<()> {
         let mut state = inode.lock();
         let mtime = state.row.mtime;
-        let Some(overlay) = &mut state.overlay else { return Ok(()) };
+        let Some(overlay) = &state.overlay else { return Ok(()) };
         let hot_before = overlay.hot_bytes();
-        let seal = overlay.install(frozen, staged, mtime);
-        let mut change = Change::default();
-        change.batch.put(OVERLAY, pair_key(inode.ino.0, seal.number), seal.encode());
+        let seals = overlay.plan_seals(frozen, &staged, mtime);
+        let installed = seals.into_iter().try_for_each(|seal| {
+            let mut change = Change::default();
+            put_seal(&mut change, inode.ino, Some(&seal));
+            let _ticket = change.submit(&self.commit)?;
+            self.overlay(&mut state).install(frozen, seal);
+            self.enqueue_publication(inode, &state);
+            Ok(())
+        });
+        let overlay = self.overlay(&mut state);
+        overlay.thaw();
         let hot = overlay.hot_bytes();
-        let submitted = change.submit(&self.commit);
         self.hot_budget.release(hot_before - hot);
         state.spill.iter_mut().for_each(|held| held.shrink_to(hot));
-        self.enqueue_publication(inode, &state);
-        drop(state);
-        let _ticket = submitted?;
-        Ok(())
+        installed
     }
 
     /// Stages until nothing is hot that was so when it was called.

@@ -73,6 +73,7 @@ impl Vfs {
         data: &Bytes,
     ) -> Result<()> {
         loop {
+            self.writable()?;
             let (hot_released, spill_released) = (self.hot_budget.released(), self.spill.released());
             self.hot.wake();
             match self.try_write(inode, offset, data) {
@@ -129,6 +130,7 @@ impl Vfs {
         overlay.write(offset, data, when, &mut uncovered);
         // What it replaced was hot too and is counted once only.
         self.hot_budget.release(before - overlay.hot_bytes());
+        self.count_uncommitted(&mut state);
         if let Some(error) = failed {
             tracing::warn!(ino = inode.ino.0, %error, "count allocated bytes");
         }
