@@ -131,15 +131,15 @@ impl Adapter {
 /// a small edit then costs the whole cache, and the self-test could not tell whether the write invalidates anything.
 const DIRECT_WRITER: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_KEEP_CACHE);
 
-/// Features that are used where the kernel has them; each works without.
-const FEATURES: [InitFlags; 8] = [
+/// Features that are used where the kernel has them; each works without. Not among them: FUSE_ATOMIC_O_TRUNC. With it the
+/// open truncates before the kernel finds out that the file is a running program and refuses with ETXTBSY.
+const FEATURES: [InitFlags; 7] = [
     // Without it every write(2) asks for security.capability first. We clear suid and sgid as the kernel says.
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     // Nobody else changes files, so size and mtime in replies must not drop cached pages.
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
