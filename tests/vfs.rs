@@ -3,6 +3,8 @@
 #![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "vfs/attributes.rs"]
+mod attributes;
 #[path = "vfs/blobs.rs"]
 mod blobs;
 #[path = "vfs/content.rs"]
