@@ -18,6 +18,8 @@ mod tree;
 mod allocate;
 #[path = "mounted/attributes.rs"]
 mod attributes;
+#[path = "mounted/corners.rs"]
+mod corners;
 #[path = "mounted/counters.rs"]
 mod counters;
 #[path = "mounted/damage.rs"]
