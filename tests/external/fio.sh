@@ -39,7 +39,7 @@ run_fio() {
     local name=$1
     shift
     timeout 3600 fio --name="$name" --directory="$mnt/$name" --size="$(size_of "$name")" --ioengine=psync \
-        --verify=crc32c --verify_fatal=1 --group_reporting "$@"
+        --verify=crc32c --verify_fatal=1 --verify_state_save=0 --group_reporting "$@"
 }
 
 run_job() {
