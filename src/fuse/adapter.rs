@@ -133,7 +133,7 @@ const DIRECT_WRITER: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::
 
 /// Features that are used where the kernel has them; each works without. Not among them: FUSE_ATOMIC_O_TRUNC. With it the
 /// open truncates before the kernel finds out that the file is a running program and refuses with ETXTBSY.
-const FEATURES: [InitFlags; 7] = [
+const FEATURES: [InitFlags; 8] = [
     // Without it every write(2) asks for security.capability first. We clear suid and sgid as the kernel says.
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -143,6 +143,8 @@ const FEATURES: [InitFlags; 7] = [
     // Nobody else changes files, so size and mtime in replies must not drop cached pages.
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
+    // Handles of open_by_handle_at(2) and NFS stay good when the kernel has forgotten the inode: numbers are never reused.
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 impl Filesystem for Adapter {
@@ -160,7 +162,12 @@ impl Filesystem for Adapter {
         if self.selftest.is_named(parent, child) {
             return reply.entry(&Duration::ZERO, &self.selftest.attr(), GENERATION);
         }
-        let work = || self.vfs.lookup(ino(parent), &name(child)?);
+        let work = || match child.as_bytes() {
+            // Asked by handle, for an inode the kernel has forgotten (FUSE_EXPORT_SUPPORT).
+            b"." => self.vfs.introduce_entry(ino(parent)),
+            b".." => self.vfs.introduce_entry(self.vfs.parent(ino(parent))?),
+            _ => self.vfs.lookup(ino(parent), &name(child)?),
+        };
         self.answer("lookup", parent, reply, work, |reply, found| match found {
             Some(attr) => self.entry(reply, &attr),
             None => reply.entry(&TTL, &convert::negative_entry(), GENERATION),

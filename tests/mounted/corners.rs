@@ -14,12 +14,13 @@ use nix::unistd::{LinkatFlags, Whence, ftruncate, linkat, lseek, truncate};
 
 use crate::command::script;
 use crate::mount::{Volume, on_each_backend};
-use crate::syscall::copy_range;
+use crate::syscall::{Handle, copy_range};
 
 on_each_backend! {
     corner_cases_end_as_on_a_local_filesystem within 300 s,
     an_open_that_is_refused_leaves_a_running_program_whole within 120 s,
     what_fuse_does_not_pass_is_refused_cleanly within 120 s,
+    a_handle_opens_its_file_after_a_remount_and_no_other within 120 s,
 }
 
 const PAGE: i64 = 4096;
@@ -343,4 +344,29 @@ fn what_fuse_does_not_pass_is_refused_cleanly(volume: &Volume) {
     }
     assert_eq!(file.metadata().expect("stat").len(), 300_000);
     assert!(fs::metadata(volume.path("fifo")).expect("stat").file_type().is_fifo());
+}
+
+fn a_handle_opens_its_file_after_a_remount_and_no_other(volume: &Volume) {
+    volume.mount();
+    fs::create_dir(volume.path("dir")).expect("mkdir");
+    for name in ["dir/kept", "dir/unlinked"] {
+        fs::write(volume.path(name), name).expect("write");
+    }
+    let handle = |name: &str| Handle::of(&volume.path(name)).expect("a handle");
+    let (kept, unlinked, dir) = (handle("dir/kept"), handle("dir/unlinked"), handle("dir"));
+    fs::remove_file(volume.path("dir/unlinked")).expect("unlink");
+    volume.umount();
+    volume.mount();
+    let root = File::open(volume.mountpoint()).expect("open");
+    let opened = kept.open(&root).expect("open by handle");
+    let mut content = [0; 8];
+    opened.read_exact_at(&mut content, 0).expect("read");
+    assert_eq!(&content, b"dir/kept");
+    assert_eq!(dir.open(&root).expect("a directory").metadata().expect("stat").ino(), ino(volume, "dir"));
+    let refused = unlinked.open(&root).err().and_then(|error| error.raw_os_error());
+    assert_eq!(refused, Some(libc::ESTALE));
+}
+
+fn ino(volume: &Volume, name: &str) -> u64 {
+    fs::metadata(volume.path(name)).expect("stat").ino()
 }
