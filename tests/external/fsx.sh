@@ -99,23 +99,25 @@ run_unit() {
     unmount
 }
 
+# Seeds first, so that a long run that is stopped has done some of everything.
 units_of() {
-    local blocks seed seeds=1
-    for blocks in default smallest; do
-        case $size in
-        short)
+    local blocks seed file
+    case $size in
+    short)
+        for blocks in default smallest; do
             for seed in 1 2 3; do echo "$blocks.small.$seed"; done
             echo "$blocks.big.1"
             echo "$blocks.remount.1"
-            ;;
-        long)
-            seeds=20
-            for seed in $(seq $seeds); do
-                for file in small page big remount; do echo "$blocks.$file.$seed"; done
+        done
+        ;;
+    long)
+        for seed in $(seq 20); do
+            for file in small remount page big; do
+                for blocks in default smallest; do echo "$blocks.$file.$seed"; done
             done
-            ;;
-        esac
-    done
+        done
+        ;;
+    esac
 }
 
 is_ready=no

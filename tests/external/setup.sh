@@ -79,8 +79,9 @@ need() {
         echo "$suite: install these and run again: $*" >&2
         exit 2
     fi
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+    apt-get -qq update &&
+        DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null ||
+        cannot_install "$*"
 }
 
 # A program of crates.io, built once into the cache folder with the versions its author tested.
@@ -88,10 +89,18 @@ need_crate() {
     local crate=$1 version=$2
     crate_program=$cache/$crate-$version/bin/$crate
     [ ! -x "$crate_program" ] || return 0
-    CARGO_TARGET_DIR=$cache/target cargo install --quiet --locked --root "$cache/$crate-$version" "$crate@$version"
+    CARGO_TARGET_DIR=$cache/target cargo install --quiet --locked --root "$cache/$crate-$version" "$crate@$version" ||
+        cannot_install "$crate"
 }
 
-# Every warning of the daemon is a failure of the suite; what it was is shown.
+# A package index out of reach says nothing about this tree.
+cannot_install() {
+    skip all "all: $1 cannot be installed"
+    finish
+    exit 0
+}
+
+# Nothing stays mounted, whatever happens.
 clean_up() {
     local status=$?
     trap - EXIT

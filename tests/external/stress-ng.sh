@@ -81,8 +81,8 @@ check_leaks() {
     fi
 }
 
-names=$(command -v stress-ng >/dev/null || [ "$listing" = yes ] || need stress-ng stress-ng
-    { stress-ng --class 'filesystem?' | sed 's/.*: //' && echo "$more"; } 2>&1 | tr ' ' '\n' | sort -u)
+[ "$listing" = yes ] || need stress-ng stress-ng
+names=$({ stress-ng --class 'filesystem?' 2>&1 | sed 's/.*: //' && echo "$more"; } | tr ' ' '\n' | sort -u)
 
 started=()
 for name in $names; do
