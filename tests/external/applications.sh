@@ -20,7 +20,7 @@ check() {
 
 dbench_works() {
     mkdir "$mnt/dbench"
-    check dbench timeout $((seconds * 3 + 120)) dbench -c /usr/share/dbench/client.txt -D "$mnt/dbench" -t "$seconds" 4 &&
+    check dbench timeout --foreground $((seconds * 3 + 120)) dbench -c /usr/share/dbench/client.txt -D "$mnt/dbench" -t "$seconds" 4 &&
         check dbench sh -c "! grep -E 'failed|ERROR' '$logs/dbench'" &&
         pass
     rm -rf "$mnt/dbench"

@@ -38,7 +38,7 @@ size_of() {
 run_fio() {
     local name=$1
     shift
-    timeout 3600 fio --name="$name" --directory="$mnt/$name" --size="$(size_of "$name")" --ioengine=psync \
+    timeout --foreground 3600 fio --name="$name" --directory="$mnt/$name" --size="$(size_of "$name")" --ioengine=psync \
         --verify=crc32c --verify_fatal=1 --verify_state_save=0 --group_reporting "$@"
 }
 

@@ -84,7 +84,7 @@ run_unit() {
     write_config $(profile "$file")
     local every=0
     [ "$file" != remount ] || every=10
-    if timeout 3600 env RUST_BACKTRACE=0 LD_PRELOAD="$work/preload.so" FSX_FILE="$mnt/file" \
+    if timeout --foreground 3600 env RUST_BACKTRACE=0 LD_PRELOAD="$work/preload.so" FSX_FILE="$mnt/file" \
         FSX_REOPEN="bash $work/remount >>$log.remounts 2>&1" FSX_REOPEN_EVERY="$every" \
         "$crate_program" -q -f "$work/fsx.toml" -N "$(operations "$file")" -S "$seed" -P "$logs" "$mnt/file" \
         >"$log" 2>&1; then

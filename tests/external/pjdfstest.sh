@@ -29,7 +29,7 @@ run_cases() {
     local other_filesystem=$work/other
     mkdir -p "$mnt/cases" "$other_filesystem"
     chmod 755 "$mnt/cases"
-    timeout 900 env RUST_BACKTRACE=0 PATH="$work/bin:$PATH" LD_PRELOAD="$work/preload.so" \
+    timeout --foreground 900 env RUST_BACKTRACE=0 PATH="$work/bin:$PATH" LD_PRELOAD="$work/preload.so" \
         "$crate_program" -c "$work/pjdfstest.toml" -s "$other_filesystem" -p "$mnt/cases" "$@"
 }
 

@@ -22,7 +22,7 @@ memory_grown_max=$((400 << 20))
 run_stressor() {
     local name=$1 log=$logs/$1 code=0
     mkdir "$mnt/$name" "$work/$name"
-    (cd "$work/$name" && exec timeout $((seconds * 12 + 60)) \
+    (cd "$work/$name" && exec timeout --foreground $((seconds * 12 + 60)) \
         stress-ng --"$name" 2 --timeout "${seconds}s" --verify --temp-path "$mnt/$name" --metrics-brief) >"$log" 2>&1 ||
         code=$?
     echo "$code" >"$log.code"
