@@ -20,6 +20,9 @@ mod range_tracker;
 #[path = "vfs/faults.rs"]
 mod faults;
 #[allow(dead_code, clippy::unwrap_used, reason = "written for the vfs tests, which need more of it")]
+#[path = "vfs/simulation.rs"]
+mod simulation;
+#[allow(dead_code, clippy::unwrap_used, reason = "written for the vfs tests, which need more of it")]
 #[path = "vfs/world.rs"]
 mod world;
 

@@ -20,6 +20,8 @@ mod acl;
 mod allocate;
 #[path = "mounted/attributes.rs"]
 mod attributes;
+#[path = "mounted/corners.rs"]
+mod corners;
 #[path = "mounted/counters.rs"]
 mod counters;
 #[path = "mounted/damage.rs"]

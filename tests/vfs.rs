@@ -5,6 +5,8 @@
 
 #[path = "vfs/acl.rs"]
 mod acl;
+#[path = "vfs/attributes.rs"]
+mod attributes;
 #[path = "vfs/backlog.rs"]
 mod backlog;
 #[path = "vfs/blobs.rs"]

@@ -165,7 +165,12 @@ impl Filesystem for Adapter {
         if self.selftest.is_named(parent, child) {
             return reply.entry(&Duration::ZERO, &self.selftest.attr(), GENERATION);
         }
-        let work = || self.vfs.lookup(ino(parent), &name(child)?);
+        let work = || match child.as_bytes() {
+            // Asked by handle, for an inode the kernel has forgotten (FUSE_EXPORT_SUPPORT).
+            b"." => self.vfs.introduce_entry(ino(parent)),
+            b".." => self.vfs.introduce_entry(self.vfs.parent(ino(parent))?),
+            _ => self.vfs.lookup(ino(parent), &name(child)?),
+        };
         self.answer("lookup", parent, reply, work, |reply, found| match found {
             Some(attr) => self.entry(reply, &attr),
             None => reply.entry(&TTL, &convert::negative_entry(), GENERATION),
