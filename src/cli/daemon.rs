@@ -8,7 +8,7 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::stat::{Mode, umask};
+
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, chdir, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 use serde::{Deserialize, Serialize};
@@ -120,8 +120,9 @@ fn send(pipe: &mut File, message: &Message) {
     let _ = pipe.write_all(line.as_bytes());
 }
 
-/// Forks. The child leads a session of its own, has no descriptor of its parent but the pipe, `/` as its directory and
-/// an empty umask. Must be called while the process has one thread.
+/// Forks. The child leads a session of its own, has no descriptor of its parent but the pipe, and `/` as its
+/// directory. It keeps the umask: the objects of a volume in a directory are files like any that its user makes. Must be
+/// called while the process has one thread.
 ///
 /// # Errors
 /// If the system refuses the pipe or the fork.
@@ -175,8 +176,6 @@ fn relay(from_child: OwnedFd) -> Result<()> {
 fn become_daemon(reporter: &mut Reporter) -> nix::Result<()> {
     setsid()?;
     chdir("/")?;
-    // The modes of our own files are given where they are made.
-    umask(Mode::empty());
     let null = File::options().read(true).write(true).open("/dev/null").map_err(errno_of)?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

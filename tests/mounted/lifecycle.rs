@@ -35,6 +35,11 @@ fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
     let stat = fs::read_to_string(process.join("stat")).expect("stat");
     let fields: Vec<_> = stat.rsplit(')').next().expect("behind the name").split_whitespace().collect();
     assert_eq!(fields[3], daemons[0].to_string(), "leads a session of its own");
+    let umask = |status: &Path| {
+        let status = fs::read_to_string(status).expect("status");
+        status.lines().find(|line| line.starts_with("Umask:")).expect("told since Linux 4.7").to_owned()
+    };
+    assert_eq!(umask(&process.join("status")), umask(Path::new("/proc/self/status")), "its starter's");
     for descriptor in fs::read_dir(process.join("fd")).expect("fd").flatten() {
         let target = fs::read_link(descriptor.path()).unwrap_or_default();
         let target = target.to_string_lossy();
