@@ -25,7 +25,7 @@ impl Vfs {
     /// An attribute's value.
     ///
     /// # Errors
-    /// `NoAttribute`; `NotSupported` for a namespace that is not stored.
+    /// `NoAttribute`; `NotSupported` for a namespace that is not stored, `Invalid` for nothing but a namespace.
     pub fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         check_name(name)?;
         self.commit.get(XATTR, &xattr_key(ino, name))?.ok_or(Error::NoAttribute)
@@ -119,8 +119,9 @@ fn check_name(name: &[u8]) -> Result<()> {
     if XATTR_NAME_BYTES_MAX < name.len() {
         return Err(Error::BufferTooSmall);
     }
-    if NAMESPACES.iter().any(|space| name.starts_with(space) && space.len() < name.len()) {
-        return Ok(());
+    match NAMESPACES.iter().find(|space| name.starts_with(space)) {
+        None => Err(Error::NotSupported),
+        Some(space) if space.len() == name.len() => Err(Error::Invalid),
+        Some(_) => Ok(()),
     }
-    Err(Error::NotSupported)
 }
