@@ -96,14 +96,12 @@ fn system_time(time: Timestamp) -> SystemTime {
     seconds.and_then(|seconds| seconds.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
+/// A time that the kernel sent, as fuser hands it on: before 1970 it takes the nanoseconds, which count up within their
+/// second, off as well.
 fn timestamp(time: SystemTime) -> Timestamp {
     let (secs, nanos) = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),
-        Err(error) => {
-            let before = error.duration();
-            let nanos = (1_000_000_000 - before.subsec_nanos()) % 1_000_000_000;
-            (-i128::from(before.as_secs()) - i128::from(nanos != 0), nanos)
-        }
+        Err(error) => (-i128::from(error.duration().as_secs()), error.duration().subsec_nanos()),
     };
     Timestamp { secs: i64::try_from(secs).expect("time_t has 64 bits"), nanos }
 }
@@ -149,10 +147,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_survive_both_ways_also_before_1970() {
-        for (secs, nanos) in [(0, 0), (1, 999_999_999), (-1, 0), (-2, 800_000_000), (1 << 40, 1)] {
+    fn times_are_told_and_taken_also_before_1970() {
+        let (second, half) = (Duration::from_secs(1), Duration::from_millis(500));
+        for (secs, nanos, told, taken) in [
+            (0, 0, UNIX_EPOCH, UNIX_EPOCH),
+            (1, 500_000_000, UNIX_EPOCH + second + half, UNIX_EPOCH + second + half),
+            (-1, 0, UNIX_EPOCH - second, UNIX_EPOCH - second),
+            (-1, 500_000_000, UNIX_EPOCH - half, UNIX_EPOCH - second - half),
+        ] {
             let time = Timestamp { secs, nanos };
-            assert_eq!(timestamp(system_time(time)), time);
+            assert_eq!((system_time(time), timestamp(taken)), (told, time));
         }
     }
 
