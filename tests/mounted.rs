@@ -28,6 +28,8 @@ mod directories;
 mod lifecycle;
 #[path = "mounted/names.rs"]
 mod names;
+#[path = "mounted/random.rs"]
+mod random;
 #[path = "mounted/read_write.rs"]
 mod read_write;
 #[path = "mounted/refusals.rs"]

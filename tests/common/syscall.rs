@@ -95,9 +95,9 @@ impl Mapping {
     }
 
     /// Stores through the mapping.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len, "inside the mapping");
-        // SAFETY: the range lies in a mapping that lives as long as `self`; nothing else in this process has it.
+        // SAFETY: the range lies in a mapping that lives as long as `self`, which only one thread at a time can have.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.cast::<u8>().add(offset), bytes.len()) };
     }
 
