@@ -28,6 +28,8 @@ mod directories;
 mod lifecycle;
 #[path = "mounted/names.rs"]
 mod names;
+#[path = "mounted/processes.rs"]
+mod processes;
 #[path = "mounted/random.rs"]
 mod random;
 #[path = "mounted/read_write.rs"]
