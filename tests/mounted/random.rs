@@ -349,9 +349,7 @@ impl<'a> Twins<'a> {
             }
             2 => self.both(format!("getxattr {path} {name}"), |_, at| get_xattr(&at(&path), &c_name)),
             3 => self.both(format!("listxattr {path}"), |_, at| list_xattrs(&at(&path))),
-            _ => drop(
-                self.both(format!("removexattr {path} {name}"), |_, at| remove_xattr(&at(&path), &c_name)),
-            ),
+            _ => self.both(format!("removexattr {path} {name}"), |_, at| remove_xattr(&at(&path), &c_name)),
         }
     }
 
