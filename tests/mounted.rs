@@ -34,6 +34,10 @@ mod lifecycle;
 mod names;
 #[path = "mounted/privileges.rs"]
 mod privileges;
+#[path = "mounted/processes.rs"]
+mod processes;
+#[path = "mounted/random.rs"]
+mod random;
 #[path = "mounted/read_write.rs"]
 mod read_write;
 #[path = "mounted/refusals.rs"]

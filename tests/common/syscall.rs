@@ -139,9 +139,9 @@ impl Mapping {
     }
 
     /// Stores through the mapping.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) {
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset + bytes.len() <= self.len, "inside the mapping");
-        // SAFETY: the range lies in a mapping that lives as long as `self`; nothing else in this process has it.
+        // SAFETY: the range lies in a mapping that lives as long as `self`, which only one thread at a time can have.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.start.cast::<u8>().add(offset), bytes.len()) };
     }
 
@@ -165,5 +165,176 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is exactly the mapping, and nobody can use it any more.
         unsafe { libc::munmap(self.start, self.len) };
+    }
+}
+
+/// The three kinds of locks a file can have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockKind {
+    Flock,
+    /// fcntl(2), of the process.
+    Posix,
+    /// fcntl(2), of the open file.
+    Ofd,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lock {
+    Shared,
+    Exclusive,
+    None,
+}
+
+/// Sets a lock on `len` bytes from `start` (flock(2) knows the whole file only), and waits for it if asked to.
+pub fn lock(file: &File, kind: LockKind, lock: Lock, range: (i64, i64), wait: bool) -> Result<()> {
+    let fd = file.as_raw_fd();
+    if kind == LockKind::Flock {
+        let operation = match lock {
+            Lock::Shared => libc::LOCK_SH,
+            Lock::Exclusive => libc::LOCK_EX,
+            Lock::None => libc::LOCK_UN,
+        };
+        // SAFETY: the descriptor is open.
+        let result = unsafe { libc::flock(fd, operation | if wait { 0 } else { libc::LOCK_NB }) };
+        return check(result as isize).map(drop);
+    }
+    let command = match (kind == LockKind::Ofd, wait) {
+        (true, true) => libc::F_OFD_SETLKW,
+        (true, false) => libc::F_OFD_SETLK,
+        (false, true) => libc::F_SETLKW,
+        (false, false) => libc::F_SETLK,
+    };
+    let kind = match lock {
+        Lock::Shared => libc::F_RDLCK,
+        Lock::Exclusive => libc::F_WRLCK,
+        Lock::None => libc::F_UNLCK,
+    };
+    let request = libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: range.0,
+        l_len: range.1,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open, and the request lives as long as the call.
+    check(unsafe { libc::fcntl(fd, command, &raw const request) } as isize).map(drop)
+}
+
+extern "C" fn do_nothing(_: libc::c_int) {}
+
+/// Has SIGUSR1 interrupt what this process waits for, and do nothing else.
+pub fn let_sigusr1_interrupt() {
+    // SAFETY: the handler does nothing; without SA_RESTART calls end with EINTR.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = do_nothing as *const () as usize;
+        libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut());
+    }
+}
+
+/// Another process, which ends when this value is dropped.
+pub struct Child {
+    pid: libc::pid_t,
+    ended: Option<i32>,
+}
+
+impl Child {
+    /// Starts a process that does `act` and exits with what it returns. It shares open files with this one.
+    pub fn start(act: impl FnOnce() -> u8) -> Self {
+        // SAFETY: the child does what was asked and exits without running anything of the test's.
+        let pid = unsafe { libc::fork() };
+        assert!(0 <= pid, "fork: {}", Error::last_os_error());
+        if pid == 0 {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(255);
+            // SAFETY: ends the child here.
+            unsafe { libc::_exit(i32::from(code)) };
+        }
+        Self { pid, ended: None }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
+        assert!(self.ended.is_none(), "its number may be another's by now");
+        // SAFETY: it has not been waited for, so the number is still its own.
+        unsafe { libc::kill(self.pid, signal) };
+    }
+
+    /// True once it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.wait_with(libc::WNOHANG)
+    }
+
+    /// Its exit code, or None if a signal ended it.
+    pub fn wait(&mut self) -> Option<i32> {
+        while !self.wait_with(0) {}
+        let status = self.ended.expect("ended");
+        libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+    }
+
+    fn wait_with(&mut self, flags: libc::c_int) -> bool {
+        if self.ended.is_none() {
+            let mut status = 0;
+            // SAFETY: the status lives as long as the call.
+            if unsafe { libc::waitpid(self.pid, &raw mut status, flags) } == self.pid {
+                self.ended = Some(status);
+            }
+        }
+        self.ended.is_some()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.ended.is_none() {
+            self.signal(libc::SIGKILL);
+            self.wait();
+        }
+    }
+}
+
+/// An open directory with the positions of telldir(3).
+pub struct Listing(*mut libc::DIR);
+
+impl Listing {
+    pub fn open(path: &Path) -> Result<Self> {
+        let path = c_path(path);
+        // SAFETY: the path ends with NUL.
+        let directory = unsafe { libc::opendir(path.as_ptr()) };
+        if directory.is_null() { Err(Error::last_os_error()) } else { Ok(Self(directory)) }
+    }
+
+    pub fn tell(&self) -> i64 {
+        // SAFETY: open as long as `self` lives.
+        unsafe { libc::telldir(self.0) }
+    }
+
+    /// Goes to a position that [`Self::tell`] gave.
+    pub fn seek(&self, position: i64) {
+        // SAFETY: open as long as `self` lives.
+        unsafe { libc::seekdir(self.0, position) };
+    }
+}
+
+impl Iterator for Listing {
+    type Item = CString;
+
+    fn next(&mut self) -> Option<CString> {
+        // SAFETY: open as long as `self` lives, and used by one thread at a time.
+        let entry = unsafe { libc::readdir64(self.0) };
+        if entry.is_null() {
+            return None;
+        }
+        // SAFETY: an entry's name ends with NUL and stays until the next call.
+        Some(unsafe { CStr::from_ptr((*entry).d_name.as_ptr()) }.to_owned())
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        // SAFETY: open until now.
+        unsafe { libc::closedir(self.0) };
     }
 }

@@ -62,9 +62,11 @@ fn times_are_kept_to_the_nanosecond(volume: &Volume) {
     set(TimeSpec::UTIME_NOW, TimeSpec::UTIME_OMIT);
     assert!(1_600_000_000 < times().0.0, "now");
     assert_eq!(times().1, (5, 0));
-    // Before 1970, in whole seconds.
+    // Before 1970 nanoseconds count up within their second too.
     set(TimeSpec::new(-1000, 0), TimeSpec::new(-1, 0));
     assert_eq!(times(), ((-1000, 0), (-1, 0)));
+    set(TimeSpec::new(-5, 123_456_789), TimeSpec::new(-1, 999_999_999));
+    assert_eq!(times(), ((-5, 123_456_789), (-1, 999_999_999)));
 
     // A write moves mtime and ctime, a chmod only ctime, a new entry those of its directory.
     let mut file = OpenOptions::new().append(true).open(&path).expect("open");

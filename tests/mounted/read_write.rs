@@ -50,7 +50,7 @@ fn a_shared_mapping_and_the_file_are_the_same(volume: &Volume) {
     let mut expected = Noise::new(31).take(2 * MIB);
     fs::write(&path, &expected).expect("write");
     let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
-    let mut mapping = Mapping::new(&file, expected.len()).expect("map");
+    let mapping = Mapping::new(&file, expected.len()).expect("map");
     assert!(mapping.read(0, expected.len()) == expected);
     for (offset, text) in
         [(0, "head"), (4095, "across pages"), (MIB - 3, "across blocks"), (2 * MIB - 4, "tail")]

@@ -86,6 +86,9 @@ struct Event {
     outcome: Outcome,
 }
 
+/// As an event, before it is known who made which inode.
+type Ran = (Op, u64, u64, Result<Found, i32>);
+
 /// True if the events, each at some moment between its beginning and its end, lead from `first` to a state that `is_last`
 /// takes.
 fn has_order(history: &[Event], first: &Tree, is_last: &dyn Fn(&Tree) -> bool) -> bool {
@@ -179,7 +182,7 @@ impl<'a> Round<'a> {
         let clock = AtomicU64::new(0);
         let barrier = Barrier::new(THREADS);
         let round = &self;
-        let results: Vec<Vec<(Op, u64, u64, Result<Found, i32>)>> = std::thread::scope(|scope| {
+        let results: Vec<Vec<Ran>> = std::thread::scope(|scope| {
             let run = |plan: Vec<Op>| {
                 barrier.wait();
                 let run = |op: Op| {

@@ -4,7 +4,7 @@ use gravitonfs::base::ids::{Fh, Ino};
 use gravitonfs::base::limits::FILE_BYTES_MAX;
 use gravitonfs::base::range::ByteRange;
 use gravitonfs::base::time::Timestamp;
-use gravitonfs::vfs::{AllocateMode, Attr, RenameMode, SetAttr, SetTime};
+use gravitonfs::vfs::{AllocateMode, Attr, Error, RenameMode, SetAttr, SetTime, SetXattr};
 
 use super::world::{ROOT, World, named};
 
@@ -192,4 +192,14 @@ fn allocating_what_is_allocated_changes_the_times_for_good() {
         world.vfs().forget(ino, 1);
         assert_eq!(attr(&world, ino).mtime, mtime);
     }
+}
+
+/// ext4 tells a namespace without a name from one that it does not have.
+#[test]
+fn an_attribute_name_that_is_a_namespace_alone_is_invalid() {
+    let world = world();
+    let (ino, _) = world.create("f");
+    let set = |name: &[u8]| world.vfs().setxattr(ino, name, b"", SetXattr::Either);
+    assert!(matches!(set(b"user."), Err(Error::Invalid)));
+    assert!(matches!(set(b"none.such"), Err(Error::NotSupported)));
 }

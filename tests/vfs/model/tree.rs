@@ -532,9 +532,9 @@ fn check_xattr_name(name: &[u8]) -> Result<(), i32> {
         return Err(libc::ERANGE);
     }
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if spaces.contains(&name) {
-        return Err(libc::EINVAL);
+    match spaces.iter().find(|space| name.starts_with(space)) {
+        None => Err(libc::EOPNOTSUPP),
+        Some(space) if space.len() == name.len() => Err(libc::EINVAL),
+        Some(_) => Ok(()),
     }
-    let known = spaces.iter().any(|space| name.starts_with(space) && space.len() < name.len());
-    if known { Ok(()) } else { Err(libc::EOPNOTSUPP) }
 }
