@@ -194,3 +194,24 @@ fn the_last_file_whose_bytes_could_not_be_kept_is_named() {
     assert_eq!(world.vfs().last_failure().unwrap().ino, ino, "until the next");
     assert!(world.read_all(fh, ino) == vec![2; 10_000]);
 }
+
+#[test]
+fn content_that_could_not_be_committed_is_told_to_a_sync_and_tried_again_by_the_next() {
+    let world = World::new(8);
+    let (ino, fh) = world.create("f");
+    world.set_unreachable(true);
+    world.write(fh, 0, &[3; 10_000]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    world.set_log_full(true);
+    world.set_unreachable(false);
+    for _ in 0..2 {
+        assert!(world.runtime.block_on(world.vfs().settle()).is_err(), "it is not in the store's metadata");
+    }
+    world.vfs().release(fh);
+    world.set_log_full(false);
+    world.settle();
+    assert_eq!(world.vfs().statfs().unwrap().logical_bytes, 10_000, "committed");
+    let (again, fh) = world.open("f");
+    assert_eq!(again, ino);
+    assert!(world.read_all(fh, ino) == vec![3; 10_000]);
+}
