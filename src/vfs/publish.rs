@@ -273,7 +273,10 @@ impl Vfs {
             // A time that was set by hand since, which may be in the future, says nothing of the last change.
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
-                row.ctime = row.ctime.max(seal.touched);
+                // Without content it tells a time that was set by hand; the row has known since when.
+                if seal.cut.is_some() || !seal.extents.is_empty() {
+                    row.ctime = row.ctime.max(seal.touched);
+                }
             }
             change.put_inode(ino, &state.row, &row);
             if last {
