@@ -509,9 +509,14 @@ fn a_staged_file_that_the_disk_changed_is_neither_read_nor_sent() {
     assert_eq!(error.kind, Kind::Corrupt);
     assert!(error.detail.contains(&all[1].id.to_string()), "{error}");
     machine.get(&store, &all[..1]).expect("the other one is whole");
+    // The first attempt sends what is still in memory, the next ones what the disk has.
+    machine.objects.down.store(true, Ordering::SeqCst);
     machine.run(store.seal()).expect("seal");
-    machine.pass_time_until(|| store.pending().last_error.is_some());
-    assert_eq!((machine.objects.puts.load(Ordering::SeqCst), tickets[0].upload.receipt()), (0, None));
+    let says = |what: &str| store.pending().last_error.is_some_and(|error| error.contains(what));
+    machine.pass_time_until(|| says("store is down"));
+    machine.objects.down.store(false, Ordering::SeqCst);
+    machine.pass_time_until(|| says("local disk changed it"));
+    assert_eq!((machine.objects.puts.load(Ordering::SeqCst), tickets[0].upload.receipt()), (1, None));
     machine.run(store.shutdown());
 }
 

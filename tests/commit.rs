@@ -2,6 +2,8 @@
 
 #![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
 
+#[path = "commit/branches.rs"]
+mod branches;
 #[path = "commit/format.rs"]
 mod format;
 #[path = "commit/journal.rs"]

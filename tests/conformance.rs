@@ -15,5 +15,16 @@ mod object_store;
 #[path = "conformance/range_tracker.rs"]
 mod range_tracker;
 
+// The volume of the vfs tests, whose blobs are a backend like any other.
+#[allow(dead_code, clippy::unwrap_used, reason = "written for the vfs tests, which need more of it")]
+#[path = "vfs/faults.rs"]
+mod faults;
+#[allow(dead_code, clippy::unwrap_used, reason = "written for the vfs tests, which need more of it")]
+#[path = "vfs/simulation.rs"]
+mod simulation;
+#[allow(dead_code, clippy::unwrap_used, reason = "written for the vfs tests, which need more of it")]
+#[path = "vfs/world.rs"]
+mod world;
+
 #[path = "common/s3/mod.rs"]
 mod s3;

@@ -14,10 +14,14 @@ mod syscall;
 #[path = "common/tree.rs"]
 mod tree;
 
+#[path = "mounted/acl.rs"]
+mod acl;
 #[path = "mounted/allocate.rs"]
 mod allocate;
 #[path = "mounted/attributes.rs"]
 mod attributes;
+#[path = "mounted/corners.rs"]
+mod corners;
 #[path = "mounted/counters.rs"]
 mod counters;
 #[path = "mounted/damage.rs"]
@@ -28,6 +32,8 @@ mod directories;
 mod lifecycle;
 #[path = "mounted/names.rs"]
 mod names;
+#[path = "mounted/privileges.rs"]
+mod privileges;
 #[path = "mounted/processes.rs"]
 mod processes;
 #[path = "mounted/random.rs"]

@@ -16,6 +16,8 @@ use gravitonfs::store::object::{Fencing, ImmutableObjectStore, MutableObjectStor
 use gravitonfs::store::probe::{probe_conditional_writes, probe_conditional_writes_briefly};
 use gravitonfs::store::{Error, Kind};
 
+#[path = "s3/branches.rs"]
+mod branches;
 #[path = "s3/credentials.rs"]
 mod credentials;
 #[path = "common/s3/mod.rs"]

@@ -3,6 +3,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests run on the machine and not in a simulation")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "vfs/acl.rs"]
+mod acl;
+#[path = "vfs/attributes.rs"]
+mod attributes;
 #[path = "vfs/backlog.rs"]
 mod backlog;
 #[path = "vfs/blobs.rs"]

@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// Exit codes of mount(8).
@@ -33,11 +33,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let program = program();
-    let mut command = Command::new(&program);
-    command.arg("mount").arg(&request.volume).arg(&request.directory);
-    for options in &request.options {
-        command.arg("-o").arg(options);
-    }
+    let mut command = mount_command(&program, &request);
     if request.is_verbose {
         eprintln!("{command:?}");
     }
@@ -46,7 +42,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let program = program.display();
             eprintln!(
-                "mount.gravitonfs: {program}: {error}; install {PROGRAM} beside this helper or in PATH"
+                "mount.gravitonfs: {program}: {error}; install {PROGRAM} beside this helper or in /usr/bin"
             );
             ExitCode::from(SYSTEM_ERROR)
         }
@@ -81,7 +77,21 @@ fn parse(arguments: impl Iterator<Item = OsString>) -> Option<Request> {
     Some(Request { volume, directory, ..request })
 }
 
-/// The program beside this helper if there is one, else the one in PATH.
+fn mount_command(program: &Path, request: &Request) -> Command {
+    let mut command = Command::new(program);
+    command.arg("mount").arg(&request.volume).arg(&request.directory);
+    for options in &request.options {
+        command.arg("-o").arg(options);
+    }
+    // mount(8) takes HOME away and at boot there is none, but the credential chain finds ~/.aws by it alone.
+    if let Some(home) = std::env::home_dir() {
+        command.env("HOME", home);
+    }
+    command
+}
+
+/// The program beside this helper if there is one, else the one in PATH; mount(8) passes no PATH on, and the C library
+/// then looks in /bin and /usr/bin.
 fn program() -> PathBuf {
     let beside = std::env::current_exe().ok().map(|own| own.with_file_name(PROGRAM));
     beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(PROGRAM))
@@ -117,6 +127,15 @@ mod tests {
         for line in ["s3://b", "s3://b /mnt extra", "s3://b /mnt -o", "s3://b /mnt -x"] {
             assert_eq!(parsed(line), None, "{line}");
         }
+    }
+
+    #[test]
+    fn the_program_gets_the_request_and_a_home_directory() {
+        let request = parsed("s3://b/p /mnt -o rw,_netdev -o nofail").expect("valid");
+        let command = mount_command(Path::new("gravitonfs"), &request);
+        let arguments = ["mount", "s3://b/p", "/mnt", "-o", "rw,_netdev", "-o", "nofail"];
+        assert!(command.get_args().eq(arguments));
+        assert!(command.get_envs().any(|(name, value)| name == "HOME" && value.is_some()));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::dir_list;
+use super::direct_io::DirectIo;
 use crate::base::range::ByteRange;
 use crate::store::object::{
     Etag, Fencing, ImmutableObjectStore, ListPage, MutableObjectStore, ObjectKey, ObjectMeta,
@@ -51,6 +52,7 @@ impl DirObjectStore {
             identity: (metadata.dev(), metadata.ino()),
             root,
             tag: format!("{}-{}", std::process::id(), since_1970.as_nanos()),
+            io: DirectIo::default(),
             durable_dirs: Mutex::default(),
             temporaries: AtomicU64::new(0),
         };
@@ -140,6 +142,7 @@ struct Tree {
     identity: (u64, u64),
     /// Begins the names of our temporary files; no other store, in whatever process, has the same.
     tag: String,
+    io: DirectIo,
     /// Directories whose own entry is known to be durable: synced once per process, not once per object.
     durable_dirs: Mutex<HashSet<PathBuf>>,
     /// Temporary files made so far, to name the next.
@@ -178,7 +181,7 @@ impl Tree {
             return Err(Error::new(Kind::Corrupt, detail));
         }
         let mut buffer = vec![0; usize::try_from(range.len()).expect("addresses have 64 bits")];
-        file.read_exact_at(&mut buffer, range.start).map_err(io)?;
+        self.io.read_exact_at(&file, &mut buffer, range.start).map_err(io)?;
         Ok(Bytes::from(buffer))
     }
 
@@ -256,8 +259,8 @@ impl Tree {
     /// A synced file with `body` in it, under a temporary name.
     fn write_temporary(&self, key: &ObjectKey, body: &[u8]) -> Result<Temporary> {
         let io = |error| self.write_error("put", key, error);
-        let mut temporary = self.temporary().map_err(io)?;
-        temporary.file.write_all(body).map_err(io)?;
+        let temporary = self.temporary().map_err(io)?;
+        self.io.write_all_at(&temporary.file, body, 0).map_err(io)?;
         temporary.finish().map_err(io)?;
         Ok(temporary)
     }

@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::fstatvfs;
 
+use super::direct_io::DirectIo;
 use crate::store::device::{Device, Directory};
 use crate::store::{Error, Kind, Result};
 
@@ -19,6 +20,7 @@ use crate::store::{Error, Kind, Result};
 pub struct LocalDirectory {
     path: PathBuf,
     handle: File,
+    io: Arc<DirectIo>,
 }
 
 impl LocalDirectory {
@@ -38,7 +40,7 @@ impl LocalDirectory {
     pub fn open_existing(path: &Path) -> Result<Self> {
         let handle = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path);
         let handle = handle.map_err(|error| Error::from_io(&format!("open {}", path.display()), error))?;
-        Ok(Self { path: path.to_owned(), handle })
+        Ok(Self { path: path.to_owned(), handle, io: Arc::default() })
     }
 
     fn file(&self, name: &str) -> Result<PathBuf> {
@@ -74,12 +76,12 @@ impl Directory for LocalDirectory {
     fn create(&self, name: &str) -> Result<Arc<dyn Device>> {
         let path = self.file(name)?;
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-        Ok(LocalDevice::new(file.map_err(self.fail("create", name))?))
+        Ok(LocalDevice::new(file.map_err(self.fail("create", name))?, &self.io))
     }
 
     fn open(&self, name: &str) -> Result<Arc<dyn Device>> {
         let file = OpenOptions::new().read(true).write(true).open(self.file(name)?);
-        Ok(LocalDevice::new(file.map_err(self.fail("open", name))?))
+        Ok(LocalDevice::new(file.map_err(self.fail("open", name))?, &self.io))
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -126,6 +128,7 @@ impl Directory for LocalDirectory {
 /// One open file.
 struct LocalDevice {
     file: File,
+    io: Arc<DirectIo>,
     /// Set by a failed sync. The kernel reports a lost write once and then calls the pages clean, so a second sync
     /// would succeed without the bytes being anywhere (rule R14).
     sync_failed: AtomicBool,
@@ -133,8 +136,8 @@ struct LocalDevice {
 
 impl LocalDevice {
     #[expect(clippy::new_ret_no_self, reason = "only ever used behind the port")]
-    fn new(file: File) -> Arc<dyn Device> {
-        Arc::new(Self { file, sync_failed: AtomicBool::new(false) })
+    fn new(file: File, io: &Arc<DirectIo>) -> Arc<dyn Device> {
+        Arc::new(Self { file, io: Arc::clone(io), sync_failed: AtomicBool::new(false) })
     }
 }
 
@@ -146,15 +149,15 @@ impl Device for LocalDevice {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let len = buf.len();
-        self.file
-            .read_exact_at(buf, offset)
+        self.io
+            .read_exact_at(&self.file, buf, offset)
             .map_err(|error| Error::from_io(&format!("read local file offset={offset} len={len}"), error))
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> Result<()> {
         let len = data.len();
-        self.file
-            .write_all_at(data, offset)
+        self.io
+            .write_all_at(&self.file, data, offset)
             .map_err(|error| Error::from_io(&format!("write local file offset={offset} len={len}"), error))
     }
 
@@ -221,10 +224,15 @@ mod tests {
         }
     }
 
+    fn full() -> Arc<dyn Device> {
+        let file = OpenOptions::new().write(true).open("/dev/full").expect("exists");
+        LocalDevice::new(file, &Arc::default())
+    }
+
     #[test]
     fn a_failed_sync_is_not_retried() {
         // The kernel refuses to sync a character device: EINVAL.
-        let device = LocalDevice::new(OpenOptions::new().write(true).open("/dev/full").expect("exists"));
+        let device = full();
         let first = device.sync().expect_err("cannot be synced");
         assert!(!first.detail.contains("earlier"), "{first}");
         let second = device.sync().expect_err("latched");
@@ -233,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_reported_as_full() {
-        let device = LocalDevice::new(OpenOptions::new().write(true).open("/dev/full").expect("exists"));
+        let device = full();
         assert_eq!(device.write_at(b"x", 0).map_err(|error| error.kind), Err(Kind::Full));
     }
 }

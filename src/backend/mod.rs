@@ -4,6 +4,7 @@
 
 pub mod dir;
 mod dir_list;
+mod direct_io;
 pub mod local;
 pub mod memory_blob;
 pub mod memory_block;

@@ -43,5 +43,9 @@ pub const S_IFMT: u32 = 0o170_000;
 pub const S_ISUID: u32 = 0o4000;
 pub const S_ISGID: u32 = 0o2000;
 pub const S_ISVTX: u32 = 0o1000;
+/// Execute, of the group.
+pub const S_IXGRP: u32 = 0o010;
+/// Read, write and execute of owner, group and others.
+pub const PERMISSION_BITS: u32 = 0o777;
 /// Permission, suid, sgid and sticky bits: what an inode stores beside its kind.
 pub const MODE_BITS: u32 = 0o7777;

@@ -21,6 +21,10 @@ pub const BLOCK_BYTES_MAX: u32 = 16 << 20;
 pub const XATTR_NAME_BYTES_MAX: usize = 255;
 pub const XATTR_VALUE_BYTES_MAX: usize = 65_536;
 
+/// Longest list of the names of one inode's extended attributes in bytes (`XATTR_LIST_MAX`): with more the kernel lists
+/// none. It also bounds how many rows an inode has here, to what one batch can remove.
+pub const XATTR_LIST_BYTES_MAX: usize = 65_536;
+
 /// Largest number of links to one file, as ext4 has it.
 pub const LINKS_MAX: u32 = 65_000;
 

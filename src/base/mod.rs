@@ -1,5 +1,6 @@
 //! The vocabulary of the product: ids, ranges, names, attributes, hashes, time. No I/O, no async.
 
+pub mod acl;
 pub mod attr;
 pub mod codec;
 pub mod hash;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::stores::Objects;
 use crate::base::ids::WriterId;
-use crate::base::limits::{GIB, MIB};
+use crate::base::limits::{GIB, MIB, PACK_BYTES_TARGET};
 use crate::content::frame::Compression;
 use crate::content::framed::{FramedBlockStore, FramedOptions, FramedParts, Pending, RecoveredBlocks};
 use crate::content::pack_cache::{PackCache, PackCacheLimits};
@@ -73,6 +73,7 @@ impl Blocks {
 pub(super) struct Shares {
     pub(super) hot: u64,
     pub(super) blocks: u64,
+    /// Sealed packs; the one being filled takes `PACK_BYTES_TARGET` besides.
     pub(super) uploads: u64,
     pub(super) downloads: u64,
     pub(super) encode: u64,
@@ -82,14 +83,15 @@ pub(super) struct Shares {
 impl Shares {
     /// `memory` bytes in all; None takes the default.
     pub(super) fn of(memory: Option<u64>) -> Self {
-        let eighth = memory.unwrap_or(MEMORY_BYTES_DEFAULT).max(MEMORY_BYTES_MIN) / 8;
+        let memory = memory.unwrap_or(MEMORY_BYTES_DEFAULT).max(MEMORY_BYTES_MIN);
+        let fifteenth = (memory - PACK_BYTES_TARGET) / 15;
         Self {
-            hot: 2 * eighth,
-            blocks: 2 * eighth,
-            uploads: eighth,
-            downloads: eighth,
-            encode: eighth,
-            metadata: eighth,
+            hot: 4 * fifteenth,
+            blocks: 3 * fifteenth,
+            uploads: 3 * fifteenth,
+            downloads: 2 * fifteenth,
+            encode: fifteenth,
+            metadata: 2 * fifteenth,
         }
     }
 }
@@ -112,6 +114,8 @@ pub(super) struct Wiring<'a> {
     pub(super) shares: &'a Shares,
     pub(super) staged: Arc<dyn Directory>,
     pub(super) fetched: Arc<dyn Directory>,
+    /// The store is on the filesystem of the local files.
+    pub(super) is_near: bool,
     /// None takes the default.
     pub(super) cache_bytes: Option<u64>,
     pub(super) index: Arc<dyn BlockIndex>,
@@ -146,11 +150,13 @@ impl Wiring<'_> {
             };
             return Ok((Blocks::Single(Arc::new(SingleBlockStore::new(parts))), None));
         }
-        let limits = PackCacheLimits {
-            bytes_max: self.cache_bytes.unwrap_or(CACHE_BYTES_DEFAULT),
-            free_bytes_min: FREE_BYTES_MIN,
-        };
+        // Where the store is near, a cache would be a second copy of what is at hand already.
+        let default = if self.is_near { 0 } else { CACHE_BYTES_DEFAULT };
+        let bytes_max = self.cache_bytes.unwrap_or(default);
+        let limits = PackCacheLimits { bytes_max, free_bytes_min: FREE_BYTES_MIN };
+        // Opened also to keep nothing: an earlier mount may have left something.
         let cache = Arc::new(PackCache::open(self.fetched, self.staged.clone(), limits)?);
+        let cache = (0 < bytes_max).then_some(cache);
         let parts = FramedParts {
             objects: self.objects.store.clone(),
             staged: self.staged,
@@ -158,13 +164,14 @@ impl Wiring<'_> {
             clock,
             spawner,
             budget: self.spill,
-            cache: Some(cache.clone()),
+            cache: cache.clone(),
             uploads,
             downloads,
         };
         let defaults = FramedOptions::new(self.writer);
-        let options = FramedOptions { compression, encode_bytes_max: self.shares.encode, ..defaults };
-        Ok((Blocks::Framed(Arc::new(FramedBlockStore::new(parts, options))), Some(cache)))
+        let encode_bytes_max = self.shares.encode;
+        let options = FramedOptions { compression, encode_bytes_max, give_way: self.is_near, ..defaults };
+        Ok((Blocks::Framed(Arc::new(FramedBlockStore::new(parts, options))), cache))
     }
 }
 
@@ -175,7 +182,9 @@ mod tests {
     #[test]
     fn the_shares_of_memory_are_what_was_given() {
         let Shares { hot, blocks, uploads, downloads, encode, metadata } = Shares::of(Some(256 * MIB));
-        assert_eq!(hot + blocks + uploads + downloads + encode + metadata, 256 * MIB);
-        assert_eq!(Shares::of(Some(1)).uploads, MEMORY_BYTES_MIN / 8);
+        let shared = hot + blocks + uploads + downloads + encode + metadata;
+        assert_eq!(shared, 256 * MIB - PACK_BYTES_TARGET);
+        assert!(3 * PACK_BYTES_TARGET <= uploads, "packs are read again where they could stay in memory");
+        assert!(0 < Shares::of(Some(1)).encode);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::blocks::Blocks;
 use super::exit::{Code, Failure, Result};
 use super::lock::LocalLock;
-use super::report::{Progress, Requests, SCHEMA, State, Status};
+use super::report::{LastFailure, Progress, Requests, SCHEMA, State, Status};
 use super::stores::Objects;
 use super::volume::Volume;
 use crate::base::limits::KIB;
@@ -22,7 +22,8 @@ use crate::vfs::{self, Vfs, VolumeBlobs};
 pub struct Engine {
     pub(super) volume: Volume,
     pub(super) superblock: Superblock,
-    pub(super) fencing: Fencing,
+    /// None if nobody has asked the store.
+    pub(super) fencing: Option<Fencing>,
     pub(super) read_only: bool,
     pub(super) state_dir: PathBuf,
     pub(super) random: Arc<dyn Random>,
@@ -69,6 +70,12 @@ impl Engine {
         self.read_only
     }
 
+    /// Why changes are refused since, although the volume is open for writing.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        self.commit.check().err().map(|error| error.detail)
+    }
+
     /// What is not in the store yet.
     #[must_use]
     pub fn progress(&self) -> Progress {
@@ -84,7 +91,12 @@ impl Engine {
     /// # Errors
     /// Of the store and the disk.
     pub async fn sync(&self) -> Result<()> {
-        self.vfs.sync_all().await.map_err(|error| vfs_failure(&self.volume, error))
+        let synced = self.vfs.sync_all().await;
+        // Once changes are refused, why that is says more than what could not be done.
+        synced.map_err(|error| match self.commit.check() {
+            Err(cause) => Failure::store(&self.volume, &cause),
+            Ok(()) => vfs_failure(&self.volume, error),
+        })
     }
 
     /// Sends everything to the store, releases the volume and ends the work in the background. Nothing may use the
@@ -125,14 +137,20 @@ impl Engine {
             mountpoint: None,
             pid: None,
             state: State::Unmounted,
+            state_cause: self.refusal(),
             durability: None,
-            fencing: self.fencing.as_str().to_owned(),
+            fencing: self.fencing.map_or("unknown", Fencing::as_str).to_owned(),
             files: stat.files,
             logical_bytes: stat.logical_bytes,
             stored_bytes: stat.stored_bytes,
             dirty_bytes,
             pending_upload_bytes,
             oldest_pending_seconds: oldest.map_or(0, |age| age.as_secs()),
+            last_failure: self.vfs.last_failure().map(|failure| LastFailure {
+                inode: failure.ino.0,
+                cause: failure.cause,
+                count: failure.count,
+            }),
             cache_bytes: self.cache.as_ref().map_or(0, |cache| cache.used_bytes()),
             memory_bytes: resident_bytes(),
             object_requests: Requests {

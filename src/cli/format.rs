@@ -69,7 +69,17 @@ pub fn format(roots: &LocalRoots, arguments: &args::Format) -> Result<()> {
 /// What to say of a store whose conditional writes are ignored or race.
 #[must_use]
 pub fn weak_fencing(volume: &Volume) -> String {
-    format!("{volume}: conditional writes are not atomic on this store; never mount it on two hosts at once")
+    format!(
+        "{volume}: conditional writes are not atomic on this store; a second host is kept out by listing the journal"
+    )
+}
+
+/// What to say of journal records whose writer had lost the volume.
+#[must_use]
+pub fn other_branches(volume: &Volume, first: &str, count: usize) -> String {
+    format!(
+        "{volume}: {count} journal records of a writer that had lost the volume are not part of it, from {first} on"
+    )
 }
 
 /// Writes the superblock of a new volume.

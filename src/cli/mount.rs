@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::args;
-use super::daemon::{Reporter, Side, detach, set_io_flusher};
+use super::daemon::{Reporter, Side, detach, limit_arenas, raise_open_files, set_io_flusher};
 use super::environment::{LocalRoots, log_filter};
 use super::exit::{Failure, Result};
 use super::mountpoint::{prepare, resolve};
@@ -59,6 +59,8 @@ pub fn mount(arguments: &args::Mount, roots: LocalRoots) -> Result<()> {
 fn serve(request: Request, reporter: &mut Reporter) -> Result<()> {
     block_signals()?;
     set_io_flusher();
+    limit_arenas();
+    raise_open_files();
     prepare(&request.mountpoint, request.create)?;
     let runtime = start_runtime()?;
     let filter = log_filter();

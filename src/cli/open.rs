@@ -1,5 +1,6 @@
 //! Opening a volume: objects, superblock, lock, blocks, metadata and filesystem, stacked in one place.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::daemon::Reporter;
 use super::engine::{Engine, vfs_failure};
 use super::environment::LocalRoots;
 use super::exit::{Code, Failure, Result};
-use super::format::{open_or_create, weak_fencing};
+use super::format::{open_or_create, other_branches, weak_fencing};
 use super::host;
 use super::lock::LocalLock;
 use super::options::{Durability, MountOptions};
@@ -119,13 +120,15 @@ pub async fn open(
     let staged = directory(&opening.state_dir.join("staged"))?;
     let spill = spill_budget(options.spill_bytes, staged.clone(), runtime);
     let index = Arc::new(MetadataIndex::default());
+    let fetched = directory(&roots.volume_cache(opening.superblock.volume_id()).join("packs"))?;
     let wiring = Wiring {
         objects: &objects,
         runtime,
         superblock: &opening.superblock,
         shares: &opening.shares,
         staged,
-        fetched: directory(&roots.volume_cache(opening.superblock.volume_id()).join("packs"))?,
+        fetched,
+        is_near: is_near(volume, &opening.state_dir),
         cache_bytes: options.cache_bytes,
         index: index.clone(),
         spill: spill.clone(),
@@ -133,6 +136,9 @@ pub async fn open(
     };
     let (blocks, cache) = wiring.blocks().map_err(failed)?;
     let mounted = opening.metadata(&objects, &*state).await?;
+    if let Some(first) = mounted.other_branches.first() {
+        reporter.note(&other_branches(volume, first, mounted.other_branches.len()));
+    }
     let commit = mounted.committer.clone();
     index.attach(commit.clone());
     let vfs = opening.filesystem(&mounted, &blocks, spill).await?;
@@ -157,6 +163,12 @@ pub async fn open(
     })
 }
 
+/// True if the volume's objects are on the filesystem that holds the local files.
+fn is_near(volume: &Volume, local: &Path) -> bool {
+    let filesystem = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
+    matches!(volume, Volume::Dir(store) if filesystem(store) == filesystem(local))
+}
+
 fn directory(path: &Path) -> Result<Arc<dyn Directory>> {
     let opened = LocalDirectory::open_or_create(path);
     Ok(Arc::new(opened.map_err(|error| Failure::store(path.display(), &error))?))
@@ -168,16 +180,16 @@ impl Opening<'_> {
     }
 
     /// Finds out what the store's conditional writes are worth, unless nothing is going to be written.
-    async fn probe(&self, objects: &Objects, reporter: &mut Reporter) -> Result<Fencing> {
+    async fn probe(&self, objects: &Objects, reporter: &mut Reporter) -> Result<Option<Fencing>> {
         if self.read_only {
-            return Ok(objects.store.fencing());
+            return Ok(objects.known_fencing());
         }
         let fencing = objects.probe(self.writer, &*self.random, Probe::AtMount).await;
         let fencing = fencing.map_err(|error| self.failed(&error))?;
         if fencing == Fencing::Lease {
             reporter.note(&weak_fencing(self.config.volume));
         }
-        Ok(fencing)
+        Ok(Some(fencing))
     }
 
     /// Brings the local state together with the bucket, and takes the volume.
@@ -270,7 +282,7 @@ impl Opening<'_> {
     fn own_root(&self, vfs: &Arc<Vfs>) -> Result<()> {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
         let set = SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
-        let owned = vfs.setattr(&Caller { uid, gid, pid: 0 }, Ino::ROOT, &set);
+        let owned = vfs.setattr(&Caller::ROOT, Ino::ROOT, &set);
         owned.map(drop).map_err(|error| vfs_failure(self.config.volume, error))
     }
 }

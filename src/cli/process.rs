@@ -57,10 +57,16 @@ pub fn serving(mountpoint: &Path) -> Vec<Process> {
     let pids = listing.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
     let serves = |pid: &u32| {
         *pid != std::process::id()
-            && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == own)
+            && std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| is_program(&exe, &own))
             && has_argument(*pid, mountpoint)
     };
     pids.filter(serves).filter_map(Process::running).collect()
+}
+
+/// True if `exe`, as `/proc` shows it, is the program `own` or was: an upgrade replaces the file of a running daemon.
+fn is_program(exe: &Path, own: &Path) -> bool {
+    let bytes = exe.as_os_str().as_bytes();
+    bytes.strip_suffix(b" (deleted)").unwrap_or(bytes) == own.as_os_str().as_bytes()
 }
 
 fn has_argument(pid: u32, wanted: &Path) -> bool {
@@ -71,6 +77,16 @@ fn has_argument(pid: u32, wanted: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// After an upgrade, `umount` of a mount with another state directory took the living daemon for dead and detached the
+    /// mount.
+    #[test]
+    fn a_daemon_whose_program_was_replaced_is_still_found() {
+        let own = Path::new("/usr/bin/gravitonfs");
+        assert!(is_program(own, own));
+        assert!(is_program(Path::new("/usr/bin/gravitonfs (deleted)"), own));
+        assert!(!is_program(Path::new("/usr/bin/gravitonfs-other"), own));
+    }
 
     #[test]
     fn names_with_parentheses_do_not_confuse_the_fields() {

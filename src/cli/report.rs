@@ -17,9 +17,12 @@ pub enum State {
     Mounted,
     /// The mountpoint is free, what was written is on its way to the store.
     Draining,
+    /// Mounted with `ro`, or changes are refused until it is mounted again: another host has taken the volume, or it is
+    /// uncertain what is durable here.
     ReadOnly,
     Unmounted,
-    /// Another host has taken the volume; local changes are kept aside.
+    /// Not mounted, and another host has changed the volume while changes of this one had not reached the store. They are
+    /// kept aside.
     Diverged,
 }
 
@@ -45,6 +48,16 @@ pub struct Requests {
     pub delete: u64,
 }
 
+/// Written bytes of a file that could not be kept as they should, last time.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LastFailure {
+    /// As `find -inum` takes it.
+    pub inode: u64,
+    pub cause: String,
+    /// Failures since mount, of this file and others.
+    pub count: u64,
+}
+
 /// `status --json`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -55,9 +68,11 @@ pub struct Status {
     pub mountpoint: Option<PathBuf>,
     pub pid: Option<u32>,
     pub state: State,
+    /// Why changes are refused: what closed a latch, or how the volume has diverged.
+    pub state_cause: Option<String>,
     /// `local` or `remote`; None if it is not mounted.
     pub durability: Option<String>,
-    /// `cas`, `lease` or `none`.
+    /// `cas`, `lease` or `none`; `unknown` of an S3 server that is only read, since asking it takes writes.
     pub fencing: String,
     pub files: u64,
     /// Bytes of all files, holes not counted.
@@ -70,6 +85,8 @@ pub struct Status {
     pub pending_upload_bytes: u64,
     /// Age of the oldest byte that is not in the store.
     pub oldest_pending_seconds: u64,
+    /// None if nothing has failed since mount.
+    pub last_failure: Option<LastFailure>,
     pub cache_bytes: u64,
     pub memory_bytes: u64,
     pub object_requests: Requests,
@@ -86,7 +103,8 @@ impl Status {
             writeln!(text, "{name:<12}{value}").expect("a string takes every line");
         };
         line("volume", format!("{} ({})", self.volume, self.volume_id));
-        line("state", self.state.as_str().to_owned());
+        let cause = self.state_cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();
+        line("state", format!("{}{cause}", self.state.as_str()));
         if let (Some(mountpoint), Some(pid)) = (&self.mountpoint, self.pid) {
             line("mountpoint", format!("{} (process {pid})", mountpoint.display()));
         }
@@ -101,6 +119,9 @@ impl Status {
             _ => format!("{}, oldest {} s ago", format_bytes(waiting), self.oldest_pending_seconds),
         };
         line("pending", pending);
+        if let Some(LastFailure { inode, cause, count }) = &self.last_failure {
+            line("failed", format!("written bytes of inode {inode}: {cause} ({count} since mount)"));
+        }
         line("cache", format_bytes(self.cache_bytes));
         line("memory", format_bytes(self.memory_bytes));
         let Requests { put, get, head, list, delete } = self.object_requests;
@@ -139,6 +160,7 @@ mod tests {
             mountpoint: Some("/mnt".into()),
             pid: Some(7),
             state: State::ReadOnly,
+            state_cause: Some("journal 3 was taken".to_owned()),
             durability: Some("local".to_owned()),
             fencing: "cas".to_owned(),
             files: 3,
@@ -147,6 +169,7 @@ mod tests {
             dirty_bytes: 1024,
             pending_upload_bytes: 512,
             oldest_pending_seconds: 9,
+            last_failure: Some(LastFailure { inode: 17, cause: "no space left".to_owned(), count: 2 }),
             cache_bytes: 0,
             memory_bytes: 0,
             object_requests: Requests::default(),
@@ -165,6 +188,7 @@ mod tests {
             "mountpoint",
             "pid",
             "state",
+            "state_cause",
             "durability",
             "fencing",
             "files",
@@ -173,6 +197,7 @@ mod tests {
             "dirty_bytes",
             "pending_upload_bytes",
             "oldest_pending_seconds",
+            "last_failure",
             "cache_bytes",
             "memory_bytes",
             "object_requests",
@@ -192,5 +217,7 @@ mod tests {
         let text = status().to_text();
         assert!(text.contains("pending     1.5 KiB, oldest 9 s ago"), "{text}");
         assert!(text.contains("/mnt (process 7)"), "{text}");
+        assert!(text.contains("failed      written bytes of inode 17: no space left (2 since"), "{text}");
+        assert!(text.contains("read-only: journal 3 was taken"), "{text}");
     }
 }

@@ -380,7 +380,7 @@ impl Shared {
     fn state(&self) -> State {
         if !self.lifecycle.is_serving() {
             State::Draining
-        } else if self.engine.is_read_only() {
+        } else if self.engine.is_read_only() || self.engine.refusal().is_some() {
             State::ReadOnly
         } else {
             State::Mounted

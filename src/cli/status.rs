@@ -6,13 +6,14 @@ use super::args;
 use super::client;
 use super::daemon::Reporter;
 use super::environment::LocalRoots;
-use super::exit::{Failure, Result};
+use super::exit::{Code, Failure, Result};
 use super::format::read_superblock;
 use super::open::{EngineConfig, open, start_runtime};
 use super::options::MountOptions;
 use super::registry;
-use super::report::Status;
+use super::report::{State, Status};
 use super::volume::Volume;
+use crate::rt::TokioRuntime;
 
 /// Prints the state of a volume or mount.
 ///
@@ -47,16 +48,35 @@ fn unmounted(roots: &LocalRoots, volume: &Volume, options: &[String]) -> Result<
     let scratch_roots = LocalRoots { state: scratch.path.join("state"), cache: scratch.path.join("cache") };
     let runtime = start_runtime()?;
     let superblock = runtime.block_on(read_superblock(volume, &options.store, &runtime))?;
-    let is_known = roots.volume_state(superblock.volume_id()).is_dir();
+    if !roots.volume_state(superblock.volume_id()).is_dir() {
+        return read(&runtime, volume, &options, &scratch_roots);
+    }
+    match read(&runtime, volume, &options, roots) {
+        // A reader takes nothing, so only a state that has diverged from the store can be in its way. The numbers are the
+        // store's then; what is kept aside here is not part of the volume.
+        Err(failure) if failure.code == Code::Fenced => {
+            let status = read(&runtime, volume, &options, &scratch_roots)?;
+            Ok(Status { state: State::Diverged, state_cause: Some(failure.cause), ..status })
+        }
+        status => status,
+    }
+}
+
+fn read(
+    runtime: &TokioRuntime,
+    volume: &Volume,
+    options: &MountOptions,
+    roots: &LocalRoots,
+) -> Result<Status> {
     let config = EngineConfig {
         volume,
         purpose: Path::new("gravitonfs status"),
         create: false,
-        options: &options,
-        roots: if is_known { roots } else { &scratch_roots },
+        options,
+        roots,
         log_filter: None,
     };
-    let engine = runtime.block_on(open(&runtime, &config, &mut Reporter::silent()))?;
+    let engine = runtime.block_on(open(runtime, &config, &mut Reporter::silent()))?;
     let status = engine.status();
     let closed = runtime.block_on(engine.close());
     let status = status?;

@@ -82,11 +82,13 @@ impl Objects {
             }
             Volume::Memory => Arc::new(Measure::new(Arc::new(MemoryObjectStore::new()), counters.clone())),
         };
-        let limits = Limits {
-            upload_bytes_max: TRANSFER_BYTES_MAX,
-            download_bytes_max: TRANSFER_BYTES_MAX,
-            wait_max: REQUEST_WAIT_MAX,
+        let upload_bytes_max = match volume {
+            // One after the other: a disk is not faster for several, and who stages packs on it waits behind them.
+            Volume::Dir(_) => 1,
+            Volume::S3 { .. } | Volume::Memory => TRANSFER_BYTES_MAX,
         };
+        let limits =
+            Limits { upload_bytes_max, download_bytes_max: TRANSFER_BYTES_MAX, wait_max: REQUEST_WAIT_MAX };
         let limited = Arc::new(Limit::new(counted, limits, machine.clock.clone()));
         let retrying = |give_up_after| -> Arc<dyn MutableObjectStore> {
             let policy = RetryPolicy {
@@ -98,6 +100,12 @@ impl Objects {
             Arc::new(Retry::new(limited.clone(), policy, clock, random))
         };
         Ok(Self { store: retrying(PATIENCE), at_start: retrying(PATIENCE_AT_START), counters, s3 })
+    }
+
+    /// What conditional writes are worth, as far as that is known without writing: of an S3 server it is not.
+    #[must_use]
+    pub fn known_fencing(&self) -> Option<Fencing> {
+        self.s3.is_none().then(|| self.store.fencing())
     }
 
     /// Finds out whether conditional writes can be trusted, thoroughly at format and briefly at mount.

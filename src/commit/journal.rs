@@ -12,10 +12,11 @@ use super::batch::Batch;
 use super::committer::{Bucket, Order, Shared};
 use super::log::{LogTail, TailBatch};
 use super::record::{Coalesced, EncodedRecord, RecordHeader, decode_record, encode_record};
-use super::system::{Holder, JournalRow};
+use super::system::{Head, Holder, JournalRow};
 use crate::base::ids::{BatchNo, Seq, VolumeId};
 use crate::rt::run_blocking;
 use crate::store::block::UploadTicket;
+use crate::store::keys::RecordName;
 use crate::store::object::ImmutableObjectStore;
 use crate::store::{Error, Kind, Result, keys};
 
@@ -25,7 +26,32 @@ pub(crate) struct Journal {
     pub(crate) volume: VolumeId,
     /// This mount, as the fence wrote it.
     pub(crate) holder: Holder,
+    /// The store does not create atomically: records have names of this writer's own, and whether another has taken the
+    /// volume is seen by listing.
+    pub(crate) own_names: bool,
     pub(crate) row: JournalRow,
+}
+
+impl Journal {
+    /// Puts the record. Under a name of its own that excludes nobody: it counts only if no fence of a later epoch is there
+    /// when it is. Whoever fences looks for records once more after that, so one of the two sees the other.
+    async fn put(&self, record: &EncodedRecord) -> Result<()> {
+        let Self { objects, volume, holder, own_names, .. } = self;
+        let Head { seq, epoch, .. } = record.head;
+        let own = own_names.then_some((epoch, holder.writer));
+        put_record(&**objects, *volume, RecordName { seq, own }, record).await?;
+        if !own_names {
+            return Ok(());
+        }
+        let taken = |name: &RecordName| name.own.is_none_or(|(other, _)| epoch < other);
+        match list_records(&**objects, seq).await?.into_iter().find(taken) {
+            None => Ok(()),
+            Some(by) => {
+                let text = format!("{} was taken by {}", keys::journal(seq), keys::journal_record(by));
+                Err(Error::new(Kind::Fenced, text))
+            }
+        }
+    }
 }
 
 /// What callers and the task tell each other; guarded by the lock of the order.
@@ -243,9 +269,8 @@ impl JournalTask {
     async fn send(&mut self, record: EncodedRecord) -> std::result::Result<(), End> {
         let mut pause = PAUSE;
         loop {
-            let put = put_record(&*self.journal.objects, self.journal.volume, &record);
             let outcome = tokio::select! {
-                outcome = put => outcome,
+                outcome = self.journal.put(&record) => outcome,
                 // Whether it arrives is for the next mount to see.
                 _ = self.stopping.wait_for(|stop| *stop) => return Err(End::Stopped),
             };
@@ -315,9 +340,10 @@ impl JournalTask {
 pub(crate) async fn put_record(
     objects: &dyn ImmutableObjectStore,
     volume: VolumeId,
+    name: RecordName,
     record: &EncodedRecord,
 ) -> Result<()> {
-    let key = keys::journal(record.head.seq);
+    let key = keys::journal_record(name);
     match objects.put_new(&key, record.bytes.clone()).await {
         Ok(_) => return Ok(()),
         Err(error) if error.kind != Kind::Precondition => return Err(error),
@@ -331,6 +357,24 @@ pub(crate) async fn put_record(
     let by = by.map_or_else(|error| error.to_string(), |found| format!("writer {}", found.header.writer));
     let text = format!("journal {:016x} was taken by {by}", record.head.seq.0);
     Err(Error::new(Kind::Fenced, text))
+}
+
+/// Names of all records from `from` on, ascending.
+///
+/// # Errors
+/// Of the store.
+pub(crate) async fn list_records(objects: &dyn ImmutableObjectStore, from: Seq) -> Result<Vec<RecordName>> {
+    let mut start = keys::journal(Seq(from.0.saturating_sub(1)));
+    let mut found = Vec::new();
+    loop {
+        let page = objects.list(keys::JOURNAL, Some(&start)).await?;
+        let names = page.objects.iter().filter_map(|object| keys::parse_journal(&object.key));
+        found.extend(names.filter(|name| from <= name.seq));
+        match page.objects.last() {
+            Some(last) if page.more => start = last.key.clone(),
+            _ => return Ok(found),
+        }
+    }
 }
 
 impl Shared {

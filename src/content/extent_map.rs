@@ -71,6 +71,18 @@ impl<V: Cut> ExtentMap<V> {
         self.by_start.values_mut().map(|(_, value)| value)
     }
 
+    /// The same in maps of at most `len_max` ranges each, at least one map.
+    #[must_use]
+    pub fn split(mut self, len_max: usize) -> Vec<Self> {
+        let mut parts = Vec::new();
+        while let Some((&start, _)) = self.by_start.iter().nth(len_max) {
+            let rest = self.by_start.split_off(&start);
+            parts.push(std::mem::replace(&mut self, Self { by_start: rest }));
+        }
+        parts.push(self);
+        parts
+    }
+
     /// Keeps what `keep` wants.
     pub fn retain(&mut self, mut keep: impl FnMut(&V) -> bool) {
         self.by_start.retain(|_, (_, value)| keep(value));

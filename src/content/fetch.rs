@@ -100,14 +100,14 @@ pub(super) struct Fetcher {
 }
 
 /// Ends a flight, also when the caller that leads it is dropped; who waits for it then fetches for itself.
-struct FlightGuard<'a> {
-    fetcher: &'a Fetcher,
+struct FlightGuard {
+    fetcher: Arc<Fetcher>,
     pack: PackId,
     number: u64,
     sender: watch::Sender<Option<Body>>,
 }
 
-impl Drop for FlightGuard<'_> {
+impl Drop for FlightGuard {
     fn drop(&mut self) {
         let mut flights = self.fetcher.flights();
         if let Some(of_pack) = flights.by_pack.get_mut(&self.pack) {
@@ -255,26 +255,30 @@ impl Fetcher {
     async fn lead(self: &Arc<Self>, batch: &Batch) -> Result<Body> {
         let range = self.widened(batch);
         let flight = self.take_off(batch.pack, range);
-        let _permit = self.permits.acquire(range.len()).await;
+        let permit = self.permits.acquire(range.len()).await;
         let bytes = self.objects.get(&keys::pack(batch.pack), Some(range)).await?;
         let body = Body { start: range.start, bytes };
+        flight.sender.send_replace(Some(body.clone()));
         if let Some(cache) = self.cache.clone() {
             let (pack, body) = (batch.pack, body.clone());
-            run_blocking(&*self.spawner, "cache range", move || cache.insert(pack, body.start, &body.bytes))
-                .await;
+            let keep = move || {
+                cache.insert(pack, body.start, &body.bytes);
+                // Not before: whoever comes next finds one or the other.
+                drop(flight);
+                drop(permit);
+            };
+            self.spawner.spawn_blocking("cache range", Box::new(keep));
         }
-        // After it is cached: whoever comes next finds one or the other.
-        flight.sender.send_replace(Some(body.clone()));
         Ok(body)
     }
 
-    fn take_off(&self, pack: PackId, range: ByteRange) -> FlightGuard<'_> {
+    fn take_off(self: &Arc<Self>, pack: PackId, range: ByteRange) -> FlightGuard {
         let (sender, landed) = watch::channel(None);
         let mut flights = self.flights();
         flights.started += 1;
         let number = flights.started;
         flights.by_pack.entry(pack).or_default().push(Flight { number, range, landed });
-        FlightGuard { fetcher: self, pack, number, sender }
+        FlightGuard { fetcher: self.clone(), pack, number, sender }
     }
 
     /// The range to ask for: that of the batch, or once its pack was missed before, what is missing around it.

@@ -148,6 +148,24 @@ impl FrameHeader {
     }
 }
 
+/// A frame whose parts are not side by side yet.
+pub struct EncodedFrame {
+    pub header: FrameHeader,
+    payload: Bytes,
+}
+
+impl EncodedFrame {
+    /// Appends the bytes of the frame to `out`.
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        let body = start + FRAME_HEADER_BYTES as usize;
+        out.reserve(self.header.frame_len() as usize);
+        out.resize(body, 0);
+        out.extend_from_slice(&self.payload);
+        self.header.write(out.get_mut(start..body).expect("just made"));
+    }
+}
+
 /// Turns blocks into frames; keeps the compressor's tables between them.
 pub struct FrameEncoder {
     zstd: Option<zstd::bulk::Compressor<'static>>,
@@ -166,28 +184,25 @@ impl FrameEncoder {
         Self { zstd, scratch: Vec::new() }
     }
 
-    /// Appends the frame of `data`, which `id` names, to `out`.
-    pub fn append(&mut self, id: BlockId, data: &[u8], out: &mut Vec<u8>) -> FrameHeader {
+    /// The frame of `data`, which `id` names. A payload that is not compressed is `data` itself.
+    pub fn encode(&mut self, id: BlockId, data: &Bytes) -> EncodedFrame {
         debug_assert_eq!(id.len as usize, data.len(), "a block is as long as its name says");
-        let compressed = self.compress(data);
+        let compressed = self.compress(data).map(Bytes::copy_from_slice);
         let codec = if compressed.is_some() { Codec::Zstd } else { Codec::Raw };
-        let payload = compressed.unwrap_or(data);
+        let payload = compressed.unwrap_or_else(|| data.clone());
         let stored_len = u32::try_from(payload.len()).expect("a payload is never longer than its block");
-        let header = FrameHeader { id, codec, stored_len, payload_crc: crc32c(payload) };
-        let start = out.len();
-        let body = start + FRAME_HEADER_BYTES as usize;
-        out.reserve(header.frame_len() as usize);
-        out.resize(body, 0);
-        out.extend_from_slice(payload);
-        header.write(out.get_mut(start..body).expect("just made"));
-        header
+        let header = FrameHeader { id, codec, stored_len, payload_crc: crc32c(&payload) };
+        EncodedFrame { header, payload }
     }
 
     /// The compressed bytes, if they are worth keeping.
     fn compress(&mut self, data: &[u8]) -> Option<&[u8]> {
         let zstd = self.zstd.as_mut()?;
         let limit = data.len() * KEEP_SHORTER_THAN.0 / KEEP_SHORTER_THAN.1;
-        self.scratch.resize(limit.max(SAMPLE_BYTES), 0);
+        let room = limit.max(SAMPLE_BYTES);
+        if self.scratch.len() < room {
+            self.scratch.resize(room, 0);
+        }
         if !samples_shrink(zstd, data, &mut self.scratch) {
             return None;
         }
@@ -253,7 +268,7 @@ mod tests {
     fn encode(compression: Compression, data: &[u8]) -> (BlockId, Bytes) {
         let id = BlockId::of(data);
         let mut out = Vec::new();
-        FrameEncoder::new(compression).append(id, data, &mut out);
+        FrameEncoder::new(compression).encode(id, &Bytes::copy_from_slice(data)).write_to(&mut out);
         (id, out.into())
     }
 

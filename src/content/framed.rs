@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,11 +10,11 @@ use bytes::Bytes;
 use futures_util::stream::{self, StreamExt as _};
 
 use super::fetch::Fetcher;
-use super::frame::{Compression, FrameEncoder};
+use super::frame::{Compression, EncodedFrame, FrameEncoder};
 use super::pack_cache::PackCache;
 use super::pack_listing::{self, PackPages};
 use super::spill::SpillBudget;
-use super::staging::{Appended, Encoded, Staging};
+use super::staging::{Appended, Staging, StagingParts};
 use super::upload::{Progress, Uploads};
 use crate::base::hash::BlockId;
 use crate::base::ids::{PackId, WriterId};
@@ -64,6 +64,9 @@ pub struct FramedOptions {
     pub seal_after: Duration,
     /// Bytes of plain blocks being compressed at once.
     pub encode_bytes_max: u64,
+    /// Uploads wait a few seconds for a burst of writing to end: for a store on the disk that packs are staged on, where
+    /// they would take from the writers and make nothing safer.
+    pub give_way: bool,
 }
 
 impl FramedOptions {
@@ -76,6 +79,7 @@ impl FramedOptions {
             pack_bytes_target: PACK_BYTES_TARGET,
             seal_after: Duration::from_secs(2),
             encode_bytes_max: 32 << 20,
+            give_way: false,
         }
     }
 }
@@ -117,6 +121,7 @@ struct Inner {
     fetcher: Arc<Fetcher>,
     cache: Option<Arc<PackCache>>,
     encoding: SemaphoreLimit,
+    encoders: Arc<IdleEncoders>,
     options: FramedOptions,
 }
 
@@ -125,9 +130,15 @@ impl FramedBlockStore {
     #[must_use]
     pub fn new(parts: FramedParts, options: FramedOptions) -> Self {
         let FramedParts { objects, staged, index, clock, spawner, budget, cache, uploads, downloads } = parts;
-        let FramedOptions { writer, pack_bytes_target, .. } = options;
-        let staging =
-            Arc::new(Staging::new(staged.clone(), clock.clone(), budget, writer, pack_bytes_target));
+        let FramedOptions { writer, pack_bytes_target, give_way, .. } = options;
+        let staging = Arc::new(Staging::new(StagingParts {
+            directory: staged.clone(),
+            clock: clock.clone(),
+            budget,
+            uploads: uploads.clone(),
+            writer,
+            pack_bytes_target,
+        }));
         let uploads = Arc::new(Uploads {
             objects: objects.clone(),
             directory: staged,
@@ -136,6 +147,7 @@ impl FramedBlockStore {
             clock: clock.clone(),
             spawner: spawner.clone(),
             permits: uploads,
+            give_way,
             gate: Gate::new(),
             progress: Progress::new(),
         });
@@ -148,8 +160,20 @@ impl FramedBlockStore {
             downloads,
         ));
         let encoding = SemaphoreLimit::new(options.encode_bytes_max);
-        let inner =
-            Inner { objects, index, clock, spawner, staging, uploads, fetcher, cache, encoding, options };
+        let encoders = Arc::default();
+        let inner = Inner {
+            objects,
+            index,
+            clock,
+            spawner,
+            staging,
+            uploads,
+            fetcher,
+            cache,
+            encoding,
+            encoders,
+            options,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -229,9 +253,9 @@ impl Inner {
 
     /// Appends encoded blocks and starts what follows from it. In one piece, so that it is not left half done when the
     /// caller gives up.
-    fn stage(self: &Arc<Self>, encoded: &Encoded) -> Result<Vec<BlockTicket>> {
+    fn stage(self: &Arc<Self>, frames: &[EncodedFrame]) -> Result<Vec<BlockTicket>> {
         let mut done = Appended::default();
-        let outcome = self.staging.append(encoded, &mut done);
+        let outcome = self.staging.append(frames, &mut done);
         done.sealed.into_iter().for_each(|pack| self.uploads.start(pack));
         if let Some(pack) = done.opened {
             self.seal_later(pack);
@@ -263,19 +287,31 @@ impl Inner {
         .await;
     }
 
-    async fn encoded(&self, blocks: Vec<Block>) -> Encoded {
+    async fn encoded(&self, blocks: Vec<Block>) -> Vec<EncodedFrame> {
         let bytes = blocks.iter().map(|block| u64::from(block.id.len)).sum();
         let _permit = self.encoding.acquire(bytes).await;
-        let compression = self.options.compression;
+        let (encoders, compression) = (self.encoders.clone(), self.options.compression);
         run_blocking(&*self.spawner, "encode blocks", move || {
-            let mut encoder = FrameEncoder::new(compression);
-            let mut encoded = Encoded::default();
-            for Block { id, data } in &blocks {
-                encoded.headers.push(encoder.append(*id, data, &mut encoded.bytes));
-            }
-            encoded
+            let mut encoder = encoders.take().unwrap_or_else(|| FrameEncoder::new(compression));
+            let frames = blocks.iter().map(|block| encoder.encode(block.id, &block.data)).collect();
+            encoders.give_back(encoder);
+            frames
         })
         .await
+    }
+}
+
+/// Encoders not in use just now: their tables cost more to make than a block to encode. No more than threads that encode.
+#[derive(Default)]
+struct IdleEncoders(Mutex<Vec<FrameEncoder>>);
+
+impl IdleEncoders {
+    fn take(&self) -> Option<FrameEncoder> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn give_back(&self, encoder: FrameEncoder) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
     }
 }
 
@@ -300,12 +336,13 @@ impl BlockStore for FramedBlockStore {
             }
         }
         let encoded = groups(new).into_iter().map(|group| self.inner.encoded(group));
-        let mut encoded = stream::iter(encoded).buffered(GROUPS_AT_ONCE);
-        while let Some(group) = encoded.next().await {
+        // In the order they came: what is written together is read together.
+        let mut encoded = stream::iter(encoded).buffered(GROUPS_AT_ONCE).ready_chunks(GROUPS_AT_ONCE);
+        while let Some(groups) = encoded.next().await {
             let inner = self.inner.clone();
-            let staged =
-                run_blocking(&*self.inner.spawner, "stage blocks", move || inner.stage(&group)).await?;
-            tickets.extend(staged.into_iter().map(|ticket| (ticket.id, ticket)));
+            let frames: Vec<_> = groups.into_iter().flatten().collect();
+            let staged = run_blocking(&*self.inner.spawner, "stage blocks", move || inner.stage(&frames));
+            tickets.extend(staged.await?.into_iter().map(|ticket| (ticket.id, ticket)));
         }
         Ok(ids.iter().map(|id| tickets.get(id).expect("known or staged just now").clone()).collect())
     }

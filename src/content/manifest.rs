@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 
 use super::extent_map::{Cut, ExtentMap};
-use super::overlay::Sealed;
+use super::seal::Sealed;
 use crate::base::hash::BlockId;
 use crate::base::ids::{Ino, SegmentId};
 use crate::base::limits::SEGMENT_ENTRIES_MAX;

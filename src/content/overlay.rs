@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::extent_map::{Cut, ExtentMap};
+use super::seal::{SEAL_EXTENTS_MAX, Seal, Sealed};
 use crate::base::range::ByteRange;
 use crate::base::range_set::RangeSet;
 use crate::base::time::Timestamp;
@@ -54,50 +55,6 @@ pub enum Source {
     /// From `skip` on of a staged block; the ticket keeps it readable.
     Block(BlockTicket, u32),
     Zeros,
-}
-
-/// Where sealed bytes are.
-#[derive(Clone, Debug)]
-pub enum Sealed {
-    Block { ticket: BlockTicket, skip: u32 },
-    Unwritten,
-}
-
-impl Cut for Sealed {
-    fn cut(&self, part: ByteRange) -> Self {
-        match self {
-            Self::Block { ticket, skip } => {
-                let skip = skip + u32::try_from(part.start).expect("a slice lies within one block");
-                Self::Block { ticket: ticket.clone(), skip }
-            }
-            Self::Unwritten => Self::Unwritten,
-        }
-    }
-}
-
-/// The file's new content as of one moment, relative to the seal before it.
-#[derive(Clone, Debug)]
-pub struct Seal {
-    pub number: u64,
-    pub extents: ExtentMap<Sealed>,
-    /// What earlier seals held here is discarded, and if it has no end the file is no longer than its start. Bytes that
-    /// were committed by then were discarded together with this.
-    pub cut: Option<ByteRange>,
-    /// Size of the file once this seal is published.
-    pub size: u64,
-    /// Time of the last write it holds.
-    pub touched: Timestamp,
-}
-
-impl Seal {
-    /// Takes off what a later seal discarded. Called in memory when that is committed, and again for what a row says after
-    /// a restart.
-    pub fn cut_by(&mut self, cut: ByteRange) {
-        self.extents.remove(cut);
-        if cut.end == u64::MAX {
-            self.size = self.size.min(cut.start);
-        }
-    }
 }
 
 /// A discard that is planned and not done.
@@ -464,8 +421,7 @@ impl Overlay {
         self.seals.push_back(seal);
     }
 
-    /// Hands out everything that is not sealed. One hand-out at a time: it ends with [`Self::install`] or
-    /// [`Self::thaw`].
+    /// Hands out everything that is not sealed. One hand-out at a time: it ends with [`Self::thaw`].
     pub fn freeze(&mut self, committed_size: u64) -> Frozen {
         debug_assert!(self.cut_since_freeze.is_none(), "one staging at a time");
         self.close_run();
@@ -490,51 +446,73 @@ impl Overlay {
         Frozen { runs, unwritten, version, size, size_before }
     }
 
-    /// Ends a hand-out whose bytes could not be staged: they stay hot.
+    /// Ends a hand-out: what has not been installed stays hot.
     pub fn thaw(&mut self) {
         self.cut_since_freeze = None;
     }
 
-    /// Makes the staged part of a hand-out a seal. `staged` are the blocks by file range; hot bytes of the hand-out
-    /// that they do not cover stay hot, and must all lie above them. `mtime` is the row's: it holds if it was set by hand
-    /// since the last write, also while the bytes were handed out.
-    pub fn install(
-        &mut self,
+    /// Plans to seal the staged part of a hand-out. `staged` are the blocks by file range, ascending; hot bytes of the
+    /// hand-out that they do not cover must all lie above them. `mtime` is the row's: it holds if it was set by hand since
+    /// the last write, also while the bytes were handed out.
+    ///
+    /// Very many pieces become several seals, from the start of the file, so that the row of each fits a batch
+    /// (rule R17).
+    #[must_use]
+    pub fn plan_seals(
+        &self,
         frozen: &Frozen,
-        staged: Vec<(ByteRange, BlockTicket)>,
+        staged: &[(ByteRange, BlockTicket)],
         mtime: Timestamp,
-    ) -> &Seal {
-        let (cut, limit) = self.cut_since_freeze.take().unwrap_or_default();
-        let number = self.next_seal;
-        self.next_seal += 1;
+    ) -> Vec<Seal> {
+        let nothing = (RangeSet::new(), u64::MAX);
+        let (cut, limit) = self.cut_since_freeze.as_ref().unwrap_or(&nothing);
         let mut extents = ExtentMap::default();
-        for (range, ticket) in &staged {
+        for (range, ticket) in staged {
             for part in cut.gaps(*range) {
                 let skip = u32::try_from(part.start - range.start).expect("within one block");
                 extents.insert(part, Sealed::Block { ticket: ticket.clone(), skip });
             }
-            self.replace_hot(*range, frozen.version, |part| Piece::Staged {
-                ticket: ticket.clone(),
-                skip: u32::try_from(part.start - range.start).expect("within one block"),
-                seal: number,
-            });
         }
         for range in &frozen.unwritten {
-            // Not what was discarded meanwhile: room allocated there anew is for the next seal.
-            for part in cut.gaps(*range) {
-                extents.insert(part, Sealed::Unwritten);
-                self.seal_unwritten(part, number);
-            }
+            cut.gaps(*range).for_each(|part| extents.insert(part, Sealed::Unwritten));
         }
         let staged_end = staged.iter().map(|(range, _)| range.end).max().unwrap_or(0);
         let hot_end = frozen.runs.last().map_or(0, |run| run.start + run.len());
-        // Where hot bytes were left out the file ends before them, so that no reader of the published state ever sees
+        // Where hot bytes are left out the file ends before them, so that no reader of the published state ever sees
         // zeros in their place (rule R2).
         let whole = hot_end <= staged_end;
-        let size = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
+        let size_last = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
+
         let touched = self.touched.unwrap_or(mtime);
-        self.seals.push_back(Seal { number, extents, cut: None, size: size.min(limit), touched });
-        self.seals.back().expect("pushed just now")
+        let mut seals = Vec::new();
+        let mut parts = extents.split(SEAL_EXTENTS_MAX).into_iter().peekable();
+        while let Some(extents) = parts.next() {
+            let end = extents.iter().next_back().map_or(0, |(range, _)| range.end);
+            let is_last = parts.peek().is_none();
+            let size = if is_last { size_last } else { frozen.size_before.max(end).min(size_last) };
+            let number = self.next_seal + seals.len() as u64;
+            seals.push(Seal { number, extents, cut: None, size: size.min(*limit), touched });
+        }
+        seals
+    }
+
+    /// Carries out one planned seal, once it is committed.
+    pub fn install(&mut self, frozen: &Frozen, seal: Seal) {
+        debug_assert_eq!(seal.number, self.next_seal, "planned under the same lock");
+        self.next_seal += 1;
+        for (range, sealed) in seal.extents.iter() {
+            match sealed {
+                Sealed::Block { ticket, skip } => {
+                    self.replace_hot(range, frozen.version, |part| Piece::Staged {
+                        ticket: ticket.clone(),
+                        skip: skip + u32::try_from(part.start - range.start).expect("within one block"),
+                        seal: seal.number,
+                    })
+                }
+                Sealed::Unwritten => self.seal_unwritten(range, seal.number),
+            }
+        }
+        self.seals.push_back(seal);
     }
 
     /// Turns hot bytes of `range` not written since `version` into what `make` says.
@@ -637,8 +615,33 @@ mod tests {
     fn staged(data: &[u8]) -> Overlay {
         let mut overlay = written(data);
         let frozen = overlay.freeze(0);
-        overlay.install(&frozen, vec![(ByteRange::new(0, data.len() as u64), ticket(data))], NOW);
+        install(&mut overlay, &frozen, &[(ByteRange::new(0, data.len() as u64), ticket(data))]);
         overlay
+    }
+
+    fn install(overlay: &mut Overlay, frozen: &Frozen, staged: &[(ByteRange, BlockTicket)]) -> Seal {
+        for seal in overlay.plan_seals(frozen, staged, NOW) {
+            overlay.install(frozen, seal);
+        }
+        overlay.thaw();
+        overlay.seals().back().expect("installed just now").clone()
+    }
+
+    #[test]
+    fn very_many_pieces_become_several_seals_none_longer_than_what_it_and_those_before_it_hold() {
+        let mut overlay = Overlay::new(0, 0, 1);
+        let pieces = SEAL_EXTENTS_MAX as u64 + 1;
+        for piece in 0..pieces {
+            overlay.write(piece * 2, &[7], (NOW, Duration::ZERO), &mut |range| range.len());
+        }
+        let frozen = overlay.freeze(0);
+        let staged: Vec<_> = (0..pieces).map(|piece| (ByteRange::at(piece * 2, 1), ticket(&[7]))).collect();
+        let last = install(&mut overlay, &frozen, &staged);
+        assert_eq!(overlay.seals()[0].size, 2 * pieces - 3, "rule R2");
+        assert_eq!((last.number, last.size, overlay.size()), (2, 2 * pieces - 1, 2 * pieces - 1));
+        assert_eq!(overlay.hot_bytes(), 0);
+        overlay.published(2, last.size);
+        assert!(overlay.is_clean(last.size));
     }
 
     #[test]
@@ -674,7 +677,7 @@ mod tests {
         let frozen = overlay.freeze(0);
         cut(&mut overlay, ByteRange::new(0, u64::MAX));
         assert!(!overlay.is_clean(0), "the hand-out must end in this overlay");
-        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 5_000), ticket(&data))], NOW);
+        let seal = install(&mut overlay, &frozen, &[(ByteRange::new(0, 5_000), ticket(&data))]);
         assert!(seal.extents.is_empty());
         assert_eq!(seal.size, 0);
         overlay.published(1, 0);
@@ -689,11 +692,11 @@ mod tests {
         let frozen = overlay.freeze(0);
         cut(&mut overlay, range);
         overlay.allocate(&[range], 200, NOW);
-        assert!(overlay.install(&frozen, Vec::new(), NOW).extents.is_empty());
+        assert!(install(&mut overlay, &frozen, &[]).extents.is_empty());
         overlay.published(1, 200);
         assert!(overlay.has_unsealed(200), "the room is not committed yet");
         let frozen = overlay.freeze(200);
-        let seal = overlay.install(&frozen, Vec::new(), NOW);
+        let seal = install(&mut overlay, &frozen, &[]);
         assert_eq!(seal.extents.iter().map(|(part, _)| part).collect::<Vec<_>>(), [range]);
     }
 
@@ -702,7 +705,7 @@ mod tests {
         let data = [7; 10_000];
         let mut overlay = written(&data);
         let frozen = overlay.freeze(0);
-        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 6_000), ticket(&data[..6_000]))], NOW);
+        let seal = install(&mut overlay, &frozen, &[(ByteRange::new(0, 6_000), ticket(&data[..6_000]))]);
         assert_eq!(seal.size, 6_000, "rule R2");
         assert_eq!(overlay.size(), 10_000);
         assert_eq!(overlay.hot_bytes(), 4_000);
@@ -714,7 +717,7 @@ mod tests {
         let mut overlay = written(&data);
         let frozen = overlay.freeze(0);
         overlay.write(1_000, &[8; 100], (NOW, Duration::ZERO), &mut |_| 0);
-        let seal = overlay.install(&frozen, vec![(ByteRange::new(0, 5_000), ticket(&data))], NOW);
+        let seal = install(&mut overlay, &frozen, &[(ByteRange::new(0, 5_000), ticket(&data))]);
         assert_eq!(seal.extents.iter().map(|(range, _)| range.len()).sum::<u64>(), 5_000);
         assert_eq!(overlay.hot_bytes(), 100);
         let read = overlay.read(ByteRange::new(1_000, 1_100));

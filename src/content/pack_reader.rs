@@ -118,6 +118,7 @@ pub fn scan(device: &dyn Device, len: u64) -> Result<Scan> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::super::frame::{Compression, FrameEncoder};
@@ -131,7 +132,9 @@ mod tests {
         let mut encoder = FrameEncoder::new(Compression::Zstd);
         for block in blocks {
             let offset = bytes.len() as u32;
-            entries.push(PackEntry::new(&encoder.append(BlockId::of(block), block, &mut bytes), offset));
+            let frame = encoder.encode(BlockId::of(block), &Bytes::copy_from_slice(block));
+            frame.write_to(&mut bytes);
+            entries.push(PackEntry::new(&frame.header, offset));
         }
         let tail = pack_writer::tail(ID, &entries);
         bytes.extend_from_slice(&tail.bytes);

@@ -1,7 +1,7 @@
 //! How a seal is kept on this machine until it is published (table `OVERLAY`; never leaves the machine).
 
 use super::extent_map::ExtentMap;
-use super::overlay::{Seal, Sealed};
+use super::seal::{Seal, Sealed};
 use crate::base::codec::{DecodeError, Reader, Writer};
 use crate::base::hash::{BlockId, Hash};
 use crate::base::range::ByteRange;

@@ -197,7 +197,7 @@ impl Inner {
                 Some(ticket) => ticket,
                 None => {
                     frame.clear();
-                    encoder.append(block.id, &block.data, &mut frame);
+                    encoder.encode(block.id, &block.data).write_to(&mut frame);
                     self.stage_one(block.id, &frame)?
                 }
             });

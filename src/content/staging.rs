@@ -8,37 +8,34 @@
 //! waits for it but other syncs. Files are written under `open` (which keeps appends in order), never under `state`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::frame::{self, FrameHeader};
+use super::frame::{self, EncodedFrame};
 use super::pack::{PACK_FRAMES_BYTES_MAX, PackEntry};
+use super::pack_buffer::{PackBuffer, PackBuffers};
 use super::pack_reader::{Scan, scan};
 use super::pack_writer;
 use super::spill::{Reservation, SpillBudget};
 use crate::base::hash::BlockId;
 use crate::base::ids::{PackId, WriterId};
 use crate::base::time::Clock;
+use crate::rt::{Permit, SemaphoreLimit};
 use crate::store::block::{BlockTicket, Receipt, UploadPromise, UploadTicket};
 use crate::store::device::{Device, Directory};
 use crate::store::{Error, Kind, Result};
 
 const SUFFIX: &str = ".staged";
 
+/// Packs that become full at shorter intervals belong to one burst of writing.
+const FILLING_FOR: Duration = Duration::from_millis(250);
+
 /// Name of the file in which a pack is staged.
 pub(super) fn file_name(id: PackId) -> String {
     format!("{id}{SUFFIX}")
-}
-
-/// Blocks encoded one behind the other, ready to be appended.
-#[derive(Default)]
-pub(super) struct Encoded {
-    pub(super) bytes: Vec<u8>,
-    pub(super) headers: Vec<FrameHeader>,
 }
 
 /// A pack with a file in the staged directory.
@@ -58,6 +55,8 @@ struct Contents {
     entries: Vec<PackEntry>,
     /// Given back when the store has the pack.
     reservation: Option<Reservation>,
+    /// Kept from sealing to the first attempt to send it, if there was room.
+    resident: Option<(PackBody, Permit)>,
 }
 
 /// What is sent to the store, and what it will answer.
@@ -69,7 +68,8 @@ pub(super) struct PackBody {
 
 impl StagedPack {
     fn new(id: PackId, device: Arc<dyn Device>, born: Duration, reservation: Reservation) -> Self {
-        let contents = Mutex::new(Contents { entries: Vec::new(), reservation: Some(reservation) });
+        let contents =
+            Mutex::new(Contents { entries: Vec::new(), reservation: Some(reservation), resident: None });
         let (promise, _) = UploadTicket::pending();
         Self { id, born, device, promise, len: AtomicU64::new(0), synced_len: AtomicU64::new(0), contents }
     }
@@ -103,7 +103,12 @@ impl StagedPack {
         Ok(frame.into())
     }
 
-    /// The whole pack as it goes to the store, its frames checked.
+    /// The whole pack as it goes to the store, if it is still in memory, and the right to hold it there.
+    pub(super) fn take_resident(&self) -> Option<(PackBody, Permit)> {
+        self.contents().resident.take()
+    }
+
+    /// The whole pack as it goes to the store, read from its file and its frames checked.
     ///
     /// # Errors
     /// `Corrupt` naming block and pack if the local disk did not keep what was written to it.
@@ -166,15 +171,31 @@ pub(super) struct Appended {
     pub(super) opened: Option<PackId>,
 }
 
+/// What a [`Staging`] is made of.
+pub(super) struct StagingParts {
+    pub(super) directory: Arc<dyn Directory>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) budget: SpillBudget,
+    pub(super) uploads: SemaphoreLimit,
+    pub(super) writer: WriterId,
+    pub(super) pack_bytes_target: u64,
+}
+
 /// The staged directory.
 pub(super) struct Staging {
     directory: Arc<dyn Directory>,
     clock: Arc<dyn Clock>,
     budget: SpillBudget,
 
+    /// Bytes of packs in memory for sending.
+    uploads: SemaphoreLimit,
+    buffers: Arc<PackBuffers>,
+
     writer: WriterId,
     pack_bytes_target: u64,
 
+    /// When a pack was last sealed because it was full, in microseconds of the monotonic clock; 0 for never.
+    filled_at: AtomicU64,
     /// How many files were created.
     names_made: AtomicU64,
     sync: Mutex<Sync>,
@@ -190,8 +211,25 @@ struct Sync {
 }
 
 struct Open {
-    pack: Option<Arc<StagedPack>>,
+    pack: Option<OpenPack>,
     next_number: u64,
+}
+
+/// The pack that is being filled.
+struct OpenPack {
+    staged: Arc<StagedPack>,
+    /// Its frames, from the first one on.
+    buffer: PackBuffer,
+    /// Of frames in the buffer that are not in the file yet.
+    unwritten: Vec<PackEntry>,
+}
+
+impl OpenPack {
+    fn add(&mut self, frame: &EncodedFrame) {
+        let offset = u32::try_from(self.buffer.bytes().len()).expect("bounded by PACK_FRAMES_BYTES_MAX");
+        self.buffer.push(frame);
+        self.unwritten.push(PackEntry::new(&frame.header, offset));
+    }
 }
 
 #[derive(Default)]
@@ -201,19 +239,18 @@ struct State {
 }
 
 impl Staging {
-    pub(super) fn new(
-        directory: Arc<dyn Directory>,
-        clock: Arc<dyn Clock>,
-        budget: SpillBudget,
-        writer: WriterId,
-        pack_bytes_target: u64,
-    ) -> Self {
+    pub(super) fn new(parts: StagingParts) -> Self {
+        let StagingParts { directory, clock, budget, uploads, writer, pack_bytes_target } = parts;
+        let pack_bytes_target = pack_bytes_target.min(PACK_FRAMES_BYTES_MAX);
         Self {
             directory,
             clock,
             budget,
+            uploads,
+            buffers: PackBuffers::new(pack_bytes_target),
             writer,
-            pack_bytes_target: pack_bytes_target.min(PACK_FRAMES_BYTES_MAX),
+            pack_bytes_target,
+            filled_at: AtomicU64::new(0),
             names_made: AtomicU64::new(0),
             sync: Mutex::default(),
             open: Mutex::new(Open { pack: None, next_number: 0 }),
@@ -240,46 +277,56 @@ impl Staging {
     ///
     /// # Errors
     /// `Full`; what was written before stays staged, and `done` tells of it.
-    pub(super) fn append(&self, encoded: &Encoded, done: &mut Appended) -> Result<()> {
+    pub(super) fn append(&self, frames: &[EncodedFrame], done: &mut Appended) -> Result<()> {
         let mut open = self.lock_open();
-        let mut run = Run::default();
-        let mut at = 0;
-        for header in &encoded.headers {
-            let range = at..at + header.frame_len() as usize;
-            at = range.end;
-            if let Some(ticket) = self.ticket(&header.id) {
-                self.write(&open, encoded, &mut run, done)?;
+        for frame in frames {
+            if let Some(ticket) = self.ticket(&frame.header.id) {
                 done.tickets.push(ticket);
                 continue;
             }
-            let is_full = |pack: &Arc<StagedPack>| {
-                let frames = pack.len() + run.range.len() as u64;
-                frames != 0 && self.pack_bytes_target < frames + u64::from(header.frame_len())
+            let is_full = |pack: &OpenPack| {
+                let frames = pack.buffer.bytes().len() as u64;
+                frames != 0 && self.pack_bytes_target < frames + u64::from(frame.header.frame_len())
             };
             if open.pack.as_ref().is_some_and(is_full) {
-                self.write(&open, encoded, &mut run, done)?;
-                done.sealed.extend(open.pack.take());
+                self.write(&mut open, done)?;
+                done.sealed.extend(open.pack.take().map(|pack| self.sealed(pack)));
                 done.opened = None;
+                self.filled_at.store(micros(self.clock.monotonic()), Ordering::Relaxed);
             }
             if open.pack.is_none() {
                 done.opened = Some(self.begin(&mut open)?);
             }
-            let pack_len = open.pack.as_ref().map_or(0, |pack| pack.len());
-            if run.range.is_empty() {
-                run.range = range.start..range.start;
-            }
-            let offset = pack_len + run.range.len() as u64;
-            let offset = u32::try_from(offset).expect("bounded by PACK_FRAMES_BYTES_MAX");
-            run.entries.push(PackEntry::new(header, offset));
-            run.range.end = range.end;
+            open.pack.iter_mut().for_each(|pack| pack.add(frame));
         }
-        self.write(&open, encoded, &mut run, done)
+        self.write(&mut open, done)
+    }
+
+    /// True while somebody fills one pack after the other.
+    pub(super) fn is_filling(&self) -> bool {
+        let filled_at = self.filled_at.load(Ordering::Relaxed);
+        filled_at != 0 && micros(self.clock.monotonic()) < filled_at + micros(FILLING_FOR)
     }
 
     /// Freezes the open pack, if it is `only` (or whichever it is).
     pub(super) fn seal(&self, only: Option<PackId>) -> Option<Arc<StagedPack>> {
         let mut open = self.lock_open();
-        open.pack.take_if(|pack| pack.len() != 0 && only.is_none_or(|only| only == pack.id))
+        let is_meant =
+            |pack: &mut OpenPack| pack.staged.len() != 0 && only.is_none_or(|only| only == pack.staged.id);
+        open.pack.take_if(is_meant).map(|pack| self.sealed(pack))
+    }
+
+    /// A pack that is full stays in memory for its upload if there is room for it now, or is read again when there is.
+    fn sealed(&self, pack: OpenPack) -> Arc<StagedPack> {
+        let OpenPack { staged, mut buffer, .. } = pack;
+        if let Some(permit) = self.uploads.try_acquire(staged.len()) {
+            let mut contents = staged.contents();
+            let tail = pack_writer::tail(staged.id, &contents.entries);
+            buffer.push_tail(&tail.bytes);
+            let (bytes, entries) = (buffer.share(), contents.entries.clone());
+            contents.resident = Some((PackBody { bytes, entries, receipt: tail.receipt }, permit));
+        }
+        staged
     }
 
     /// Makes all that is staged durable: first the names, then what they name.
@@ -380,30 +427,38 @@ impl Staging {
         let id = PackId { writer: self.writer, number: open.next_number };
         let device = self.directory.create(&file_name(id))?;
         open.next_number += 1;
-        let pack = Arc::new(StagedPack::new(id, device, self.clock.monotonic(), self.budget.charge(0)));
-        self.state().packs.insert(id, pack.clone());
-        open.pack = Some(pack);
+        let staged = Arc::new(StagedPack::new(id, device, self.clock.monotonic(), self.budget.charge(0)));
+        self.state().packs.insert(id, staged.clone());
+        open.pack = Some(OpenPack { staged, buffer: self.buffers.take(), unwritten: Vec::new() });
         self.names_made.fetch_add(1, Ordering::AcqRel);
         Ok(id)
     }
 
-    /// Writes `run` behind the frames of the open pack and makes its blocks known.
-    fn write(&self, open: &Open, encoded: &Encoded, run: &mut Run, done: &mut Appended) -> Result<()> {
-        let run = std::mem::take(run);
-        let Some(pack) = open.pack.as_ref().filter(|_| !run.entries.is_empty()) else { return Ok(()) };
-        let bytes = encoded.bytes.get(run.range).expect("headers describe the bytes");
+    /// Writes what the open pack got to its file and makes its blocks known.
+    fn write(&self, open: &mut Open, done: &mut Appended) -> Result<()> {
+        let Some(OpenPack { staged, buffer, unwritten }) = &mut open.pack else { return Ok(()) };
+        let entries = std::mem::take(unwritten);
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let len = staged.len();
+        let written = usize::try_from(len).expect("bounded by PACK_FRAMES_BYTES_MAX");
+        let bytes = buffer.bytes().get(written..).expect("entries describe the bytes");
         let charge = self.budget.charge(bytes.len() as u64);
-        // After an error the file is torn behind `len`: the next write goes there again.
-        pack.device.write_at(bytes, pack.len())?;
-        let mut contents = pack.contents();
-        contents.entries.extend_from_slice(&run.entries);
+        if let Err(error) = staged.device.write_at(bytes, len) {
+            // The file is torn behind `len`: the next write goes there again.
+            buffer.truncate(written);
+            return Err(error);
+        }
+        let mut contents = staged.contents();
+        contents.entries.extend_from_slice(&entries);
         if let Some(reservation) = &mut contents.reservation {
             reservation.merge(charge);
         }
         drop(contents);
-        pack.len.fetch_add(bytes.len() as u64, Ordering::AcqRel);
-        self.publish(pack, &run.entries);
-        done.tickets.extend(run.entries.iter().map(|entry| pack.ticket(entry)));
+        staged.len.store(buffer.bytes().len() as u64, Ordering::Release);
+        self.publish(staged, &entries);
+        done.tickets.extend(entries.iter().map(|entry| staged.ticket(entry)));
         Ok(())
     }
 
@@ -424,11 +479,8 @@ impl Staging {
     }
 }
 
-/// Frames that lie side by side in the encoded bytes and will do so in the pack: one write.
-#[derive(Default)]
-struct Run {
-    range: Range<usize>,
-    entries: Vec<PackEntry>,
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What [`Staging::recover`] found.

@@ -21,6 +21,10 @@ use crate::store::{Error, Kind, Result, keys};
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 
+/// How often an upload that gives way looks whether it still has to, and for how long after its pack was begun.
+const GIVE_WAY_STEP: Duration = Duration::from_millis(50);
+const GIVE_WAY_MAX: Duration = Duration::from_secs(5);
+
 /// The uploads of one store.
 pub(super) struct Uploads {
     pub(super) objects: Arc<dyn ImmutableObjectStore>,
@@ -31,6 +35,8 @@ pub(super) struct Uploads {
     pub(super) spawner: Arc<dyn Spawner>,
     /// Bytes of packs in memory for sending.
     pub(super) permits: SemaphoreLimit,
+    /// As in [`super::framed::FramedOptions`].
+    pub(super) give_way: bool,
     pub(super) gate: Gate,
     pub(super) progress: Progress,
 }
@@ -180,9 +186,19 @@ impl Uploads {
 
     /// Holds the permit and the body only while it sends.
     async fn attempt(&self, pack: &Arc<StagedPack>) -> Result<Receipt> {
-        let _permit = self.permits.acquire(pack.len()).await;
-        let reader = pack.clone();
-        let body = run_blocking(&*self.spawner, "read staged pack", move || reader.body()).await?;
+        while self.give_way && self.staging.is_filling() && self.clock.monotonic() < pack.born + GIVE_WAY_MAX
+        {
+            self.clock.sleep(GIVE_WAY_STEP).await;
+        }
+        let (body, _permit) = match pack.take_resident() {
+            Some(resident) => resident,
+            None => {
+                let permit = self.permits.acquire(pack.len()).await;
+                let reader = pack.clone();
+                let read = run_blocking(&*self.spawner, "read staged pack", move || reader.body());
+                (read.await?, permit)
+            }
+        };
         let key = keys::pack(pack.id);
         match self.objects.put_new(&key, body.bytes.clone()).await {
             Ok(_) => Ok(body.receipt),

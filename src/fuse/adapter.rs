@@ -10,18 +10,22 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tracing::error;
 
-use super::convert::{self, Presentation, caller, ino, name};
-use super::directory::{Listing, ListingPlus};
+use super::asker::Asker;
+use super::convert::{self, Presentation, ino, name};
+use super::directory::{Listing, ListingPlus, panicked};
 use super::handoff::Handoff;
-use super::reply::{Refuse, What, refuse};
+use super::negotiate::negotiate;
+use super::notice::Notices;
+use super::reply::{Refuse, What, refuse, reply_xattr};
 use super::selftest::{PROBE_INO, SelfTest};
+use crate::base::acl::AclKind;
 use crate::base::ids::Fh;
 use crate::base::range::ByteRange;
 use crate::base::time::Clock;
@@ -34,9 +38,6 @@ const TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Inode numbers are never used twice, so one generation is enough.
 const GENERATION: Generation = Generation(0);
-
-/// Requests of readahead and asynchronous I/O that may wait at once. fuser's default of 16 starves one fast reader.
-const BACKGROUND_REQUESTS_MAX: u16 = 64;
 
 /// Unit of `statfs`, in bytes.
 const STATFS_BYTES: u32 = 4096;
@@ -60,6 +61,9 @@ pub struct Adapter {
     presentation: Presentation,
     selftest: Arc<SelfTest>,
     open_count: Arc<AtomicU64>,
+    notices: Arc<Notices>,
+    /// The kernel checks access by ACLs, so they are not refused.
+    has_acls: bool,
 }
 
 impl Adapter {
@@ -67,7 +71,27 @@ impl Adapter {
     pub fn new(parts: AdapterParts) -> Self {
         let AdapterParts { vfs, spawner, clock, runtime, presentation, selftest, open_count } = parts;
         let handoff = Handoff { spawner, clock, runtime };
-        Self { vfs, handoff, presentation, selftest, open_count }
+        let notices = Arc::default();
+        Self { vfs, handoff, presentation, selftest, open_count, notices, has_acls: false }
+    }
+
+    pub(super) fn notices(&self) -> Arc<Notices> {
+        Arc::clone(&self.notices)
+    }
+
+    fn asker<'a>(&'a self, request: &'a Request) -> Asker<'a> {
+        Asker::new(request, &self.presentation)
+    }
+
+    /// The ACL that the attribute called `name` holds.
+    ///
+    /// # Errors
+    /// `NotSupported` if the kernel would not check access by it.
+    fn acl_kind(&self, name: &[u8]) -> vfs::Result<Option<AclKind>> {
+        match AclKind::of_attribute(name) {
+            Some(_) if !self.has_acls => Err(Error::NotSupported),
+            kind => Ok(kind),
+        }
     }
 
     /// Does `work` and answers with what it gives; a panic is answered with EIO and concerns this request only.
@@ -131,28 +155,9 @@ impl Adapter {
 /// a small edit then costs the whole cache, and the self-test could not tell whether the write invalidates anything.
 const DIRECT_WRITER: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_KEEP_CACHE);
 
-/// Features that are used where the kernel has them; each works without.
-const FEATURES: [InitFlags; 8] = [
-    // Without it every write(2) asks for security.capability first. We clear suid and sgid as the kernel says.
-    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    InitFlags::FUSE_DO_READDIRPLUS,
-    InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_PARALLEL_DIROPS,
-    InitFlags::FUSE_CACHE_SYMLINKS,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
-    // Nobody else changes files, so size and mtime in replies must not drop cached pages.
-    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-    InitFlags::FUSE_ASYNC_DIO,
-];
-
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        for feature in FEATURES {
-            if config.add_capabilities(feature).is_err() {
-                tracing::info!(?feature, "the kernel lacks a feature");
-            }
-        }
-        let _previous = config.set_max_background(BACKGROUND_REQUESTS_MAX).expect("above zero");
+        self.has_acls = negotiate(config).has_acls;
         Ok(())
     }
 
@@ -160,7 +165,12 @@ impl Filesystem for Adapter {
         if self.selftest.is_named(parent, child) {
             return reply.entry(&Duration::ZERO, &self.selftest.attr(), GENERATION);
         }
-        let work = || self.vfs.lookup(ino(parent), &name(child)?);
+        let work = || match child.as_bytes() {
+            // Asked by handle, for an inode the kernel has forgotten (FUSE_EXPORT_SUPPORT).
+            b"." => self.vfs.introduce_entry(ino(parent)),
+            b".." => self.vfs.introduce_entry(self.vfs.parent(ino(parent))?),
+            _ => self.vfs.lookup(ino(parent), &name(child)?),
+        };
         self.answer("lookup", parent, reply, work, |reply, found| match found {
             Some(attr) => self.entry(reply, &attr),
             None => reply.entry(&TTL, &convert::negative_entry(), GENERATION),
@@ -204,7 +214,8 @@ impl Filesystem for Adapter {
     ) {
         let (atime, mtime) = (atime.map(convert::set_time), mtime.map(convert::set_time));
         let set = SetAttr { mode, uid, gid, size, atime, mtime };
-        let work = || self.vfs.setattr(&caller(request), ino(target), &set);
+        let asker = self.asker(request);
+        let work = || self.vfs.setattr(&asker.caller(0), ino(target), &set);
         self.answer("setattr", target, reply, work, |reply, attr| {
             reply.attr(&TTL, &self.presentation.show(&attr));
         });
@@ -221,11 +232,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         child: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let work = || self.vfs.mknod(&caller(request), ino(parent), &name(child)?, mode, rdev);
+        let asker = self.asker(request);
+        let work = || self.vfs.mknod(&asker.caller(umask), ino(parent), &name(child)?, mode, rdev);
         self.answer("mknod", parent, reply, work, |reply, attr| self.entry(reply, &attr));
     }
 
@@ -235,10 +247,11 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         child: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         reply: ReplyEntry,
     ) {
-        let work = || self.vfs.mkdir(&caller(request), ino(parent), &name(child)?, mode);
+        let asker = self.asker(request);
+        let work = || self.vfs.mkdir(&asker.caller(umask), ino(parent), &name(child)?, mode);
         self.answer("mkdir", parent, reply, work, |reply, attr| self.entry(reply, &attr));
     }
 
@@ -254,7 +267,8 @@ impl Filesystem for Adapter {
 
     fn symlink(&self, request: &Request, parent: INodeNo, child: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
-        let work = || self.vfs.symlink(&caller(request), ino(parent), &name(child)?, target);
+        let asker = self.asker(request);
+        let work = || self.vfs.symlink(&asker.caller(0), ino(parent), &name(child)?, target);
         self.answer("symlink", parent, reply, work, |reply, attr| self.entry(reply, &attr));
     }
 
@@ -294,9 +308,15 @@ impl Filesystem for Adapter {
             return reply.opened(FileHandle(0), cache);
         }
         let cache = self.cache_mode(flags);
-        let work = || self.vfs.open_file(&caller(request), ino(target), convert::open_flags(flags.0));
+        let asker = self.asker(request);
+        let flags = convert::open_flags(flags.0);
+        let work = || self.vfs.open_file(&asker.caller(0), ino(target), flags);
         self.answer("open", target, reply, work, |reply, fh| {
             self.opened();
+            // The reply does not say that suid and sgid have gone with the content.
+            if flags.truncate {
+                self.notices.forget_attributes(target);
+            }
             reply.opened(FileHandle(fh.0), cache);
         });
     }
@@ -307,13 +327,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         child: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let cache = self.cache_mode(OpenFlags(flags));
         let flags = convert::open_flags(flags);
-        let work = || self.vfs.create(&caller(request), ino(parent), &name(child)?, mode, flags);
+        let asker = self.asker(request);
+        let work = || self.vfs.create(&asker.caller(umask), ino(parent), &name(child)?, mode, flags);
         self.answer("create", parent, reply, work, |reply, (attr, fh)| {
             self.opened();
             reply.created(&TTL, &self.presentation.show(&attr), GENERATION, FileHandle(fh.0), cache);
@@ -340,7 +361,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         target: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -354,8 +375,16 @@ impl Filesystem for Adapter {
             self.selftest.write(data);
             return reply.written(u32::try_from(data.len()).expect("a request has at most 16 MiB"));
         }
-        let kill_privileges = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let work = || self.vfs.write(Fh(fh.0), offset, data, kill_privileges);
+        let asker = self.asker(request);
+        let work = || {
+            let writer = asker.caller(0);
+            let kills_set_id = flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+            // The kernel does not know what a write past its page cache has taken, and would execute the file with it.
+            if self.vfs.kill_privileges(Fh(fh.0), kills_set_id.then_some(&writer))? {
+                self.notices.forget_attributes(target);
+            }
+            self.vfs.write(Fh(fh.0), offset, data)
+        };
         self.answer("write", target, reply, work, |reply, outcome| match outcome {
             Written::Now(len) => reply.written(len),
             Written::Later(pending) => {
@@ -457,7 +486,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _: &Request,
+        request: &Request,
         target: INodeNo,
         key: &OsStr,
         value: &[u8],
@@ -465,11 +494,16 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let asker = self.asker(request);
         let work = || {
+            if let Some(kind) = self.acl_kind(key.as_bytes())? {
+                return self.vfs.set_acl(&asker.caller(0), ino(target), kind, value);
+            }
             let mode = match flags {
                 0 => SetXattr::Either,
                 libc::XATTR_CREATE => SetXattr::Create,
                 libc::XATTR_REPLACE => SetXattr::Replace,
+                both if both == libc::XATTR_CREATE | libc::XATTR_REPLACE => SetXattr::CreateAndReplace,
                 _ => return Err(Error::Invalid),
             };
             self.vfs.setxattr(ino(target), key.as_bytes(), value, mode)
@@ -478,17 +512,28 @@ impl Filesystem for Adapter {
     }
 
     fn getxattr(&self, _: &Request, target: INodeNo, key: &OsStr, size: u32, reply: ReplyXattr) {
-        let work = || self.vfs.getxattr(ino(target), key.as_bytes());
+        let name = key.as_bytes();
+        let work = || {
+            self.acl_kind(name)?;
+            Ok(self.presentation.show_xattr(name, self.vfs.getxattr(ino(target), name)?))
+        };
         self.answer("getxattr", target, reply, work, |reply, value| reply_xattr(reply, size, &value));
     }
 
-    fn listxattr(&self, _: &Request, target: INodeNo, size: u32, reply: ReplyXattr) {
-        let work = || self.vfs.listxattr(ino(target));
+    fn listxattr(&self, request: &Request, target: INodeNo, size: u32, reply: ReplyXattr) {
+        let work = || {
+            let names = self.vfs.listxattr(ino(target))?;
+            Ok(convert::shown_names(names, || self.asker(request).sees_trusted()))
+        };
         self.answer("listxattr", target, reply, work, |reply, names| reply_xattr(reply, size, &names));
     }
 
     fn removexattr(&self, _: &Request, target: INodeNo, key: &OsStr, reply: ReplyEmpty) {
-        let work = || self.vfs.removexattr(ino(target), key.as_bytes());
+        let name = key.as_bytes();
+        let work = || match self.acl_kind(name)? {
+            Some(kind) => self.vfs.remove_acl(ino(target), kind),
+            None => self.vfs.removexattr(ino(target), name),
+        };
         self.answer("removexattr", target, reply, work, |reply, ()| reply.ok());
     }
 
@@ -551,23 +596,5 @@ impl Filesystem for Adapter {
         self.answer_later("copy_file_range", ino_in, reply, work, |reply, copied: u64| {
             reply.written(u32::try_from(copied).expect("bounded by the request"));
         });
-    }
-}
-
-/// The outcome of a request whose work panicked while its reply was elsewhere.
-fn panicked() -> vfs::Result<()> {
-    let detail = "request panicked";
-    Err(Error::Io(crate::store::Error::new(crate::store::Kind::Internal, detail)))
-}
-
-/// With size 0 the caller asks how large a buffer it needs.
-fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
-    let len = u32::try_from(value.len()).expect("values and lists of names are far smaller");
-    if size == 0 {
-        reply.size(len);
-    } else if size < len {
-        reply.error(Errno::ERANGE);
-    } else {
-        reply.data(value);
     }
 }

@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
+use crate::base::acl::{Acl, AclKind};
 use crate::base::attr::FileKind;
 use crate::base::ids::Ino;
 use crate::base::name::Name;
 use crate::base::time::Timestamp;
-use crate::vfs::{AllocateMode, Attr, Caller, OpenFlags, Result, SetTime};
+use crate::vfs::{AllocateMode, Attr, OpenFlags, Result, SetTime};
 
 /// What programs are told to read and write at a time, in bytes. `cp` then sends requests of 1 MiB, the most the kernel
 /// lets through, instead of 128 KiB.
@@ -49,6 +50,17 @@ impl Presentation {
             blksize: if is_regular { PREFERRED_IO_BYTES } else { OTHER_IO_BYTES },
             flags: 0,
         }
+    }
+
+    /// The value of an attribute as the kernel shall show it: an access list loses what the mode loses, for where there is
+    /// a list the kernel checks access by that.
+    pub(super) fn show_xattr(&self, name: &[u8], value: Vec<u8>) -> Vec<u8> {
+        if self.umask == 0 || AclKind::of_attribute(name) != Some(AclKind::Access) {
+            return value;
+        }
+        let Ok(Some(acl)) = Acl::decode(&value) else { return value };
+        let mode = acl.permissions() & !self.umask;
+        acl.with_mode(mode).encode()
     }
 }
 
@@ -96,19 +108,26 @@ fn system_time(time: Timestamp) -> SystemTime {
     seconds.and_then(|seconds| seconds.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
 }
 
-/// A time that the kernel sent, as fuser hands it on: before 1970 it takes the nanoseconds, which count up within their
-/// second, off as well.
-fn timestamp(time: SystemTime) -> Timestamp {
-    let (secs, nanos) = match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => (i128::from(after.as_secs()), after.subsec_nanos()),
-        Err(error) => (-i128::from(error.duration().as_secs()), error.duration().subsec_nanos()),
-    };
-    Timestamp { secs: i64::try_from(secs).expect("time_t has 64 bits"), nanos }
+/// A time that fuser read from a request. Before 1970 it subtracts the nanoseconds that the kernel means to be added:
+/// what is 0.3 s before 1970 arrives as 1.7 s before it.
+fn requested(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => Timestamp { secs: signed(after.as_secs()), nanos: after.subsec_nanos() },
+        Err(error) => {
+            let before = error.duration();
+            Timestamp { secs: -signed(before.as_secs()), nanos: before.subsec_nanos() }
+        }
+    }
+}
+
+/// Only the very last second of 64 bits is cut.
+fn signed(secs: u64) -> i64 {
+    i64::try_from(secs).unwrap_or(i64::MAX)
 }
 
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::At(timestamp(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::At(requested(time)),
         TimeOrNow::Now => SetTime::Now,
     }
 }
@@ -121,8 +140,15 @@ pub(super) fn name(name: &OsStr) -> Result<Name> {
     Ok(Name::new(name.as_bytes())?)
 }
 
-pub(super) fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid() }
+/// A list of names of attributes, each with its NUL, as one may see it: those of `trusted.` are for some only. `sees_trusted`
+/// is asked if there are any.
+pub(super) fn shown_names(names: Vec<u8>, sees_trusted: impl FnOnce() -> bool) -> Vec<u8> {
+    let each = || names.split_inclusive(|byte| *byte == 0);
+    let is_trusted = |name: &&[u8]| name.starts_with(b"trusted.");
+    if !each().any(|name| is_trusted(&name)) || sees_trusted() {
+        return names;
+    }
+    each().filter(|name| !is_trusted(name)).flatten().copied().collect()
 }
 
 pub(super) fn open_flags(flags: i32) -> OpenFlags {
@@ -147,16 +173,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_told_and_taken_also_before_1970() {
-        let (second, half) = (Duration::from_secs(1), Duration::from_millis(500));
-        for (secs, nanos, told, taken) in [
-            (0, 0, UNIX_EPOCH, UNIX_EPOCH),
-            (1, 500_000_000, UNIX_EPOCH + second + half, UNIX_EPOCH + second + half),
-            (-1, 0, UNIX_EPOCH - second, UNIX_EPOCH - second),
-            (-1, 500_000_000, UNIX_EPOCH - half, UNIX_EPOCH - second - half),
-        ] {
+    fn times_before_1970_are_those_that_the_kernel_asked_for() {
+        for (secs, nanos) in [(0_i64, 0), (1, 999_999_999), (-1, 0), (-2, 800_000_000), (1 << 40, 1)] {
+            let as_fuser_has_it = match u64::try_from(secs) {
+                Ok(secs) => UNIX_EPOCH + Duration::new(secs, nanos),
+                Err(_) => UNIX_EPOCH - Duration::new(secs.unsigned_abs(), nanos),
+            };
             let time = Timestamp { secs, nanos };
-            assert_eq!((system_time(time), timestamp(taken)), (told, time));
+            assert_eq!(requested(as_fuser_has_it), time);
+            let shown = system_time(time).duration_since(UNIX_EPOCH);
+            let total = i128::from(secs) * 1_000_000_000 + i128::from(nanos);
+            let shown = match shown {
+                Ok(after) => after.as_nanos().cast_signed(),
+                Err(error) => -error.duration().as_nanos().cast_signed(),
+            };
+            assert_eq!(shown, total);
         }
     }
 
@@ -182,6 +213,35 @@ mod tests {
         assert_eq!((plain.uid, plain.gid, plain.perm, plain.size), (1, 2, 0o4755, 10));
         let shown = Presentation { uid: Some(9), gid: None, umask: 0o22 }.show(&attr);
         assert_eq!((shown.uid, shown.gid, shown.perm), (9, 2, 0o4755 & !0o22));
+    }
+
+    #[test]
+    fn an_access_list_is_shown_without_the_bits_that_the_mode_is_shown_without() {
+        // u::rwx,u:1:rwx,g::r-x,m::rwx,o::rwx
+        let entries = [(1_u8, 7_u8, 0_u8), (2, 7, 1), (4, 5, 0), (16, 7, 0), (32, 7, 0)];
+        let entry = |&(tag, bits, id): &(u8, u8, u8)| [tag, 0, bits, 0, id, 0, 0, 0];
+        let value = [vec![2, 0, 0, 0], entries.iter().flat_map(entry).collect()].concat();
+        let masked = Presentation { umask: 0o027, ..Presentation::default() };
+        let (access, default) = (AclKind::Access.attribute(), AclKind::Default.attribute());
+        let shown = Acl::decode(&masked.show_xattr(access, value.clone())).expect("valid").expect("entries");
+        assert_eq!(shown.permissions(), 0o750);
+        assert_eq!(
+            masked.show_xattr(default, value.clone()),
+            value,
+            "what is inherited is masked when shown"
+        );
+        assert_eq!(masked.show_xattr(b"user.acl", value.clone()), value);
+        assert_eq!(Presentation::default().show_xattr(access, value.clone()), value);
+    }
+
+    #[test]
+    fn names_of_trusted_attributes_are_shown_to_those_who_may_see_them() {
+        let names = b"security.a\0trusted.b\0user.c\0".to_vec();
+        assert_eq!(shown_names(names.clone(), || true), names);
+        assert_eq!(shown_names(names, || false), b"security.a\0user.c\0");
+        let plain = b"user.trusted.\0".to_vec();
+        assert_eq!(shown_names(plain.clone(), || panic!("nobody needs to know")), plain);
+        assert_eq!(shown_names(Vec::new(), || panic!("nobody needs to know")), b"");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fuser::{Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 
 use super::convert::{Presentation, file_type};
+use crate::store;
 use crate::vfs::{Attr, DirEntry, DirSink, Error, Result, Vfs};
 
 /// Names and kinds.
@@ -74,4 +75,10 @@ impl DirSink for ListingPlus<'_> {
 
 fn is_dot(name: &[u8]) -> bool {
     name == b"." || name == b".."
+}
+
+/// The outcome of a request whose work panicked while its reply was elsewhere.
+pub(super) fn panicked() -> Result<()> {
+    let detail = "request panicked";
+    Err(Error::Io(store::Error::new(store::Kind::Internal, detail)))
 }

@@ -4,10 +4,13 @@
 //! wait hands its reply over to the runtime (`handoff.rs`), so that a reader thread never waits for the network.
 
 mod adapter;
+mod asker;
 mod convert;
 mod directory;
 mod errno;
 mod handoff;
+mod negotiate;
+mod notice;
 mod reply;
 mod selftest;
 mod session;

@@ -53,3 +53,15 @@ pub(super) struct What {
     pub(super) operation: &'static str,
     pub(super) ino: u64,
 }
+
+/// Answers with an attribute, or a list of names. With size 0 the caller asks how large a buffer it needs.
+pub(super) fn reply_xattr(reply: ReplyXattr, size: u32, value: &[u8]) {
+    let len = u32::try_from(value.len()).expect("values and lists of names are far smaller");
+    if size == 0 {
+        reply.size(len);
+    } else if size < len {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}

@@ -28,7 +28,9 @@ impl Session {
         config.clone_fd = true;
         config.acl = SessionACL::All;
         // Who may come in is the kernel's check, by the mount's allow_other.
+        let notices = adapter.notices();
         let inner = fuser::Session::from_fd(adapter, device, SessionACL::All, config)?;
+        notices.connect(inner.notifier());
         Ok(Self { inner })
     }
 

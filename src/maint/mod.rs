@@ -1,5 +1,6 @@
 //! What works on whole volumes: making one, recovery from what is left of one.
 
+mod branches;
 mod catch_up;
 pub mod format;
 pub mod recovery;

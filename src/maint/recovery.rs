@@ -1,22 +1,26 @@
 //! Mounting: brings the state on this machine and the bucket together, and takes the volume (rules R8, R11).
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::warn;
 
 use crate::base::ids::{BatchNo, Epoch, Seq, VolumeId, WriterId};
 use crate::base::time::Clock;
-use crate::commit::journal::{Journal, put_record};
+use crate::commit::journal::{Journal, list_records, put_record};
 use crate::commit::local::LocalState;
-use crate::commit::record::{RecordHeader, encode_record};
-use crate::commit::system::{Holder, JournalRow};
+use crate::commit::record::{EncodedRecord, RecordHeader, encode_record};
+use crate::commit::system::{Head, Holder, JournalRow};
 use crate::commit::{Committer, Limits, RecoveredParts};
 use crate::rt::Spawner;
 use crate::store::device::Directory;
+use crate::store::keys::RecordName;
 use crate::store::kv::KeyValueStore;
 use crate::store::merge::MergeRules;
-use crate::store::object::ImmutableObjectStore;
-use crate::store::{Error, Kind};
+use crate::store::object::{Fencing, ImmutableObjectStore};
+use crate::store::{self, Error, Kind, keys};
 
-use super::catch_up::{catch_up, list_records, rebuild};
+use super::catch_up::{Surroundings, catch_up, rebuild};
 
 /// What a mount works with.
 pub struct MountParts {
@@ -39,6 +43,16 @@ pub enum Access {
     /// Writes nothing to the bucket and asks nobody.
     ReadOnly,
     Write(Claim),
+}
+
+impl Access {
+    /// True for records of this mount.
+    pub(super) fn is_own(&self, name: &RecordName) -> bool {
+        match self {
+            Self::ReadOnly => false,
+            Self::Write(claim) => name.own.is_some_and(|(_, writer)| writer == claim.writer),
+        }
+    }
 }
 
 /// Who takes the volume.
@@ -64,6 +78,8 @@ pub struct Mounted {
     pub previous: Option<Holder>,
     /// True if there was no state on this machine and all came from the bucket.
     pub rebuilt: bool,
+    /// Journal records found that are not part of the volume: their writer had lost it to another. Nothing deletes them.
+    pub other_branches: Vec<String>,
 }
 
 /// How far a recovery has got.
@@ -105,21 +121,23 @@ pub async fn mount(parts: MountParts, report: &Report<'_>) -> Result<Mounted, Mo
     LocalState::clear_half_rebuilt(&*parts.kv)?;
     let mut state = LocalState::open(parts.kv.clone(), parts.log.clone(), parts.limits.segment_bytes)?;
     let rebuilt = state.journal.is_none();
+    let mut around = Surroundings::default();
     let mut row = match state.journal.take() {
         Some(row) => row,
-        None => rebuild(&parts, &mut state, report).await?,
+        None => rebuild(&parts, &mut state, &mut around, report).await?,
     };
     let previous;
     let journal = match &parts.access {
         Access::ReadOnly => {
-            catch_up(&parts, &mut state, &mut row, report).await?;
+            catch_up(&parts, &mut state, &mut row, &mut around, report).await?;
             previous = state.holder()?;
             None
         }
         Access::Write(claim) => {
-            let (holder, before) = take(&parts, claim, &mut state, &mut row, report).await?;
-            previous = before;
-            Some(Journal { objects: parts.objects.clone(), volume: parts.volume, holder, row: row.clone() })
+            let taken = take(&parts, claim, &mut state, &mut row, &mut around, report).await?;
+            previous = taken.previous;
+            let (objects, volume, row) = (parts.objects.clone(), parts.volume, row.clone());
+            Some(Journal { objects, volume, holder: taken.holder, own_names: taken.own_names, row })
         }
     };
     let epoch = row.head.epoch;
@@ -127,7 +145,15 @@ pub async fn mount(parts: MountParts, report: &Report<'_>) -> Result<Mounted, Mo
     let MountParts { rules, clock, spawner, limits, .. } = parts;
     let recovered = RecoveredParts { rules, clock, spawner, limits };
     let committer = Committer::open_recovered(state, recovered, journal)?;
-    Ok(Mounted { committer, epoch, previous, rebuilt })
+    let other_branches = around.others.iter().map(|name| keys::journal_record(*name).to_string()).collect();
+    Ok(Mounted { committer, epoch, previous, rebuilt, other_branches })
+}
+
+/// The volume, taken.
+struct Taken {
+    holder: Holder,
+    previous: Option<Holder>,
+    own_names: bool,
 }
 
 /// Takes the volume: a record with the next epoch, above everything that is there.
@@ -136,10 +162,11 @@ async fn take(
     claim: &Claim,
     state: &mut LocalState,
     row: &mut JournalRow,
+    around: &mut Surroundings,
     report: &Report<'_>,
-) -> Result<(Holder, Option<Holder>), MountError> {
-    for _ in 0..FENCE_ATTEMPTS {
-        catch_up(parts, state, row, report).await?;
+) -> Result<Taken, MountError> {
+    for attempt in 0..FENCE_ATTEMPTS {
+        catch_up(parts, state, row, around, report).await?;
         let previous = state.holder()?;
         if let Some(held) = previous.as_ref().filter(|holder| !holder.released && holder.host != claim.host)
             && !claim.takeover
@@ -151,8 +178,9 @@ async fn take(
             row.writers.push(claim.writer);
             state.save(row, Vec::new())?;
         }
+        let own_names = around.own_names || parts.objects.fencing() == Fencing::Lease;
         let holder = Holder {
-            epoch: Epoch(row.head.epoch.0 + 1),
+            epoch: Epoch(row.head.epoch.max(around.epoch_max()).0 + 1),
             host: claim.host.clone(),
             boot_id: claim.boot_id.clone(),
             writer: claim.writer,
@@ -160,18 +188,17 @@ async fn take(
             since: parts.clock.now(),
             released: false,
         };
-        let header = fence_header(parts.volume, &holder, row);
-        let record = encode_record(&header, &[holder.write()]);
-        match put_record(&*parts.objects, parts.volume, &record).await {
-            Ok(()) => {}
+        let fence = Fence { holder: &holder, own_names };
+        let record = match fence.put(parts, row.batch, row.head).await {
+            Ok(record) => record,
             // Somebody was faster: read what they wrote, and decide again.
             Err(error) if error.kind == Kind::Fenced => continue,
             Err(error) => return Err(error.into()),
-        }
-        // Confirmed by a second look: nothing may stand above the fence (rule R8).
-        if let Some(above) = list_records(&*parts.objects, record.head.seq).await?.first() {
-            let text = format!("mount: journal {:016x} is above our fence", above.0);
-            return Err(Error::new(Kind::Fenced, text).into());
+        };
+        if !fence.is_confirmed(parts, row.head, &record, around).await? {
+            fence.withdraw(parts, row.batch, &record).await;
+            parts.clock.sleep(pause(claim.writer, attempt)).await;
+            continue;
         }
         row.head = record.head;
         row.tail_records += 1;
@@ -179,20 +206,78 @@ async fn take(
         // Nothing an earlier writer of this machine still had on its way can stand above this.
         row.writers = vec![claim.writer];
         state.save(row, vec![holder.write()])?;
-        return Ok((holder, previous));
+        return Ok(Taken { holder, previous, own_names });
     }
     Err(Error::new(Kind::Fenced, "mount: others keep taking the volume").into())
 }
 
+/// The record that takes the volume.
+struct Fence<'a> {
+    holder: &'a Holder,
+    own_names: bool,
+}
+
+impl Fence<'_> {
+    fn name(&self, seq: Seq) -> RecordName {
+        RecordName { seq, own: self.own_names.then_some((self.holder.epoch, self.holder.writer)) }
+    }
+
+    async fn put(&self, parts: &MountParts, batch: BatchNo, head: Head) -> store::Result<EncodedRecord> {
+        let header = fence_header(parts.volume, self.holder, batch, head);
+        let record = encode_record(&header, &[self.holder.write()]);
+        put_record(&*parts.objects, parts.volume, self.name(header.seq), &record).await?;
+        Ok(record)
+    }
+
+    /// A second look (rule R8). Under a name that excludes others nothing may stand above the fence; under a name of our
+    /// own it is confirmed if nothing has come beside it that was not known before: whoever writes later will see it.
+    async fn is_confirmed(
+        &self,
+        parts: &MountParts,
+        before: Head,
+        record: &EncodedRecord,
+        around: &Surroundings,
+    ) -> store::Result<bool> {
+        let mine = self.name(record.head.seq);
+        let found = list_records(&*parts.objects, before.seq).await?;
+        if self.own_names {
+            return Ok(found.iter().all(|name| *name == mine || around.seen.contains(name)));
+        }
+        match found.iter().find(|name| mine.seq < name.seq) {
+            None => Ok(true),
+            Some(above) => {
+                let text = format!("mount: {} is above our fence", keys::journal_record(*above));
+                Err(Error::new(Kind::Fenced, text))
+            }
+        }
+    }
+
+    /// Says that a fence that was not confirmed holds nothing, so that whoever met it need not think the volume held.
+    async fn withdraw(&self, parts: &MountParts, batch: BatchNo, record: &EncodedRecord) {
+        let holder = Holder { released: true, ..self.holder.clone() };
+        let released = Fence { holder: &holder, ..*self };
+        if let Err(error) = released.put(parts, batch, record.head).await {
+            // Then others need `takeover`, as after a crash.
+            warn!(%error, "withdraw a fence");
+        }
+    }
+}
+
+/// How long to stay away after meeting another who takes the volume at the same time: different for each writer.
+fn pause(writer: WriterId, attempt: usize) -> Duration {
+    let bits = writer.0 >> (8 * (attempt % 16));
+    Duration::from_millis(4 * u64::from(bits as u8))
+}
+
 /// A fence holds no batch: local ones that are not in the bucket yet follow it.
-fn fence_header(volume: VolumeId, holder: &Holder, row: &JournalRow) -> RecordHeader {
+fn fence_header(volume: VolumeId, holder: &Holder, batch: BatchNo, head: Head) -> RecordHeader {
     RecordHeader {
         volume,
-        seq: Seq(row.head.seq.0 + 1),
+        seq: Seq(head.seq.0 + 1),
         epoch: holder.epoch,
         writer: holder.writer,
-        prev: row.head.chain,
-        first: BatchNo(row.batch.0 + 1),
-        last: row.batch,
+        prev: head.chain,
+        first: BatchNo(batch.0 + 1),
+        last: batch,
     }
 }

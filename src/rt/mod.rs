@@ -1,5 +1,5 @@
-//! What the product takes from the machine as parameters: spawning, clocks, random bits; and the small async tools
-//! (gate, byte permits, failpoints) that every layer above may use.
+//! What the product takes from the machine as parameters: spawning, clocks, random bits, and what is known of a process;
+//! and the small async tools (gate, byte permits, failpoints) that every layer above may use.
 
 #![expect(clippy::disallowed_methods, reason = "what others take as parameters is made here")]
 
@@ -7,6 +7,7 @@ pub mod clock;
 pub mod failpoint;
 pub mod gate;
 pub mod limit;
+pub mod process;
 pub mod random;
 pub mod spawn;
 pub mod tokio_runtime;

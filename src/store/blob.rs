@@ -44,7 +44,7 @@ impl fmt::Debug for BlobKey {
 pub struct BlobStat {
     /// Length in bytes.
     pub len: u64,
-    /// Blocks it is cut into.
+    /// Blocks it is cut into; 0 for one so small that it lives in the metadata.
     pub blocks: u64,
 }
 

@@ -2,7 +2,7 @@
 
 use super::object::ObjectKey;
 use crate::base::hash::{BlockId, Hash};
-use crate::base::ids::{PackId, Seq, WriterId};
+use crate::base::ids::{Epoch, PackId, Seq, WriterId};
 
 pub const PACKS: &str = "packs/";
 pub const BLOCKS: &str = "blocks/";
@@ -54,18 +54,37 @@ pub fn parse_block(key: &ObjectKey) -> Option<BlockId> {
     (block(id) == *key).then_some(id)
 }
 
-/// `journal/<16 hex seq>`.
-#[must_use]
-pub fn journal(seq: Seq) -> ObjectKey {
-    ObjectKey::new(format!("{JOURNAL}{:016x}", seq.0))
+/// Name of a journal record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RecordName {
+    pub seq: Seq,
+    /// Where creating an object does not exclude others, no two writers share a name.
+    pub own: Option<(Epoch, WriterId)>,
 }
 
-/// The sequence that `key` names.
+/// `journal/<16 hex seq>`: the name that writers share, and the first of all names with this sequence.
 #[must_use]
-pub fn parse_journal(key: &ObjectKey) -> Option<Seq> {
-    let hex = key.as_str().strip_prefix(JOURNAL)?;
-    let seq = Seq(u64::from_str_radix(hex, 16).ok()?);
-    (journal(seq) == *key).then_some(seq)
+pub fn journal(seq: Seq) -> ObjectKey {
+    journal_record(RecordName { seq, own: None })
+}
+
+/// `journal/<16 hex seq>`, or `journal/<16 hex seq>-<16 hex epoch>-<writer>`.
+#[must_use]
+pub fn journal_record(name: RecordName) -> ObjectKey {
+    let RecordName { seq, own } = name;
+    let own = own.map(|(epoch, writer)| format!("-{:016x}-{writer}", epoch.0)).unwrap_or_default();
+    ObjectKey::new(format!("{JOURNAL}{:016x}{own}", seq.0))
+}
+
+/// The record that `key` names.
+#[must_use]
+pub fn parse_journal(key: &ObjectKey) -> Option<RecordName> {
+    let mut parts = key.as_str().strip_prefix(JOURNAL)?.splitn(3, '-');
+    let mut number = || u64::from_str_radix(parts.next()?, 16).ok();
+    let (seq, epoch) = (Seq(number()?), number());
+    let writer = parts.next().and_then(WriterId::parse);
+    let name = RecordName { seq, own: epoch.map(Epoch).zip(writer) };
+    (journal_record(name) == *key).then_some(name)
 }
 
 /// `checkpoints/<16 hex seq>/<name>`.
@@ -105,14 +124,21 @@ mod tests {
         assert_eq!(parse_pack(&pack(id)), Some(id));
         let block_id = BlockId::of(b"x");
         assert_eq!(parse_block(&block(block_id)), Some(block_id));
-        assert_eq!(parse_journal(&journal(Seq(255))), Some(Seq(255)));
+        let shared = RecordName { seq: Seq(255), own: None };
+        assert_eq!(parse_journal(&journal(Seq(255))), Some(shared));
+        let own = RecordName { own: Some((Epoch(16), WriterId(10))), ..shared };
+        let key = "journal/00000000000000ff-0000000000000010-0000000000000000000000000000000a";
+        assert_eq!(journal_record(own).as_str(), key);
+        assert_eq!(parse_journal(&journal_record(own)), Some(own));
+        assert!(journal(Seq(255)) < journal_record(own) && journal_record(own) < journal(Seq(256)));
         assert_eq!(parse_checkpoint_root(&checkpoint_root(Seq(9))), Some(Seq(9)));
         assert_eq!(parse_checkpoint_root(&checkpoint_part(Seq(9), Hash::ZERO)), None);
     }
 
     #[test]
     fn foreign_names_are_not_ours() {
-        for key in ["packs/00/00000000000000000000000000000007-1ff", "packs/ff", "journal/ff"] {
+        let half = "journal/00000000000000ff-0000000000000010";
+        for key in ["packs/00/00000000000000000000000000000007-1ff", "packs/ff", "journal/ff", half] {
             let key = ObjectKey::parse(key).expect("valid key");
             assert_eq!((parse_pack(&key), parse_journal(&key)), (None, None), "{key}");
         }

@@ -70,12 +70,13 @@ impl Vfs {
         if size == state.size() && gaps.iter().all(is_covered) {
             // Only the time changes, which no staged content will carry.
             drop(state);
-            let caller = Caller { uid: 0, gid: 0, pid: 0 };
+            let caller = Caller::ROOT;
             let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
             return self.setattr(&caller, inode.ino, &set).map(drop);
         }
         let now = self.clock.now();
         self.overlay(&mut state).allocate(&gaps, size, now);
+        self.count_uncommitted(&mut state);
         self.note_hot(&inode, &state);
         Ok(())
     }

@@ -6,6 +6,8 @@ use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Attr, Inode, State};
 use super::orphan::ROWS_PER_STEP;
+use super::privileges::clear_set_id;
+
 use super::{Caller, Vfs};
 use crate::base::attr::{FileKind, MODE_BITS, S_ISGID, S_ISUID};
 use crate::base::ids::{Generation, Ino};
@@ -13,7 +15,8 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
 use crate::base::time::Timestamp;
 use crate::content::manifest::{Edit, hole_bytes, rows};
-use crate::content::overlay::{Discard, Overlay, Seal};
+use crate::content::overlay::{Discard, Overlay};
+use crate::content::seal::Seal;
 use crate::store;
 use crate::store::schema::inode::{ContentForm, InodeRow};
 use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
@@ -36,12 +39,21 @@ pub struct SetAttr {
     pub mtime: Option<SetTime>,
 }
 
+impl SetAttr {
+    /// True for a change of owner or content; to change nothing is one too.
+    fn takes_privileges(&self) -> bool {
+        let owner = self.uid.is_some() || self.gid.is_some();
+        owner || self.size.is_some() || *self == Self::default()
+    }
+}
+
 impl Vfs {
-    /// Changes attributes. The kernel has checked permissions.
+    /// Changes attributes. The kernel has checked permissions. To change nothing is chown without owner and group, or the
+    /// kernel's wish before it changes content by other means than write: privileges go.
     ///
     /// # Errors
     /// `Stale`, `ReadOnly`, `IsDirectory` or `Invalid` for the size of what is not a regular file, `FileTooLarge`.
-    pub fn setattr(self: &Arc<Self>, caller: &Caller, ino: Ino, set: &SetAttr) -> Result<Attr> {
+    pub fn setattr(self: &Arc<Self>, caller: &Caller<'_>, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.writable()?;
         let inode = self.inode(ino)?;
         if let Some(size) = set.size {
@@ -56,6 +68,13 @@ impl Vfs {
             Some(size) => self.plan_size(&inode, &mut state, size, &mut change)?,
             None => (state.row.clone(), Resize::Committed),
         };
+        if let Some(mode) = set.mode {
+            self.plan_chmod(&inode, &mut state, mode, &mut change)?;
+        }
+        let mut xattrs = state.xattrs;
+        if set.takes_privileges() && inode.kind != FileKind::Directory {
+            xattrs = Some(self.xattrs(&inode, &mut state)?.plan_no_capability(ino, &mut change));
+        }
         apply(&mut row, caller, set, now);
         let cut = match resize {
             Resize::Shorter(range) => self.plan_cut(ino, &state, &row, range, &mut change)?,
@@ -73,6 +92,7 @@ impl Vfs {
         let _ticket = change.submit(&self.commit)?;
 
         state.row = row;
+        state.xattrs = xattrs;
         if let Resize::Uncommitted(size) = resize {
             self.overlay(&mut state).grow(size, now);
             self.note_hot(&inode, &state);
@@ -199,6 +219,7 @@ impl Vfs {
         if overlay.is_clean(state.row.size) {
             self.drop_overlay(state);
         }
+        self.count_uncommitted(state);
     }
 
     /// Bytes of `range` that are hole in the committed content that `row` describes.
@@ -264,39 +285,26 @@ fn check_size(inode: &Inode, size: u64) -> Result<()> {
 }
 
 /// Applies everything but the size.
-fn apply(row: &mut InodeRow, caller: &Caller, set: &SetAttr, now: Timestamp) {
+fn apply(row: &mut InodeRow, caller: &Caller<'_>, set: &SetAttr, now: Timestamp) {
     let time = |time: SetTime| match time {
         SetTime::Now => now,
         SetTime::At(at) => at,
     };
     if let Some(mode) = set.mode {
         row.mode = mode & MODE_BITS;
-    }
-    if set.uid.is_some() || set.gid.is_some() {
-        row.uid = set.uid.unwrap_or(row.uid);
-        row.gid = set.gid.unwrap_or(row.gid);
-        if row.kind != FileKind::Directory && set.mode.is_none() {
-            clear_privileges(row);
+    } else if row.kind != FileKind::Directory && set.takes_privileges() {
+        let is_kept =
+            row.mode & (S_ISUID | S_ISGID) == 0 || set.size.is_some() && caller.rights.keeps_set_id();
+        if !is_kept {
+            clear_set_id(row, caller);
         }
     }
+    row.uid = set.uid.unwrap_or(row.uid);
+    row.gid = set.gid.unwrap_or(row.gid);
     if set.size.is_some() {
         row.mtime = now;
-        if caller.uid != 0 {
-            clear_privileges(row);
-        }
     }
     row.atime = set.atime.map_or(row.atime, time);
     row.mtime = set.mtime.map_or(row.mtime, time);
     row.ctime = now;
-}
-
-/// What a change of owner or content takes from an executable: suid, and sgid where it is one (without group execute
-/// the bit means mandatory locking).
-pub(super) fn clear_privileges(row: &mut InodeRow) -> bool {
-    let before = row.mode;
-    row.mode &= !S_ISUID;
-    if row.mode & 0o010 != 0 {
-        row.mode &= !S_ISGID;
-    }
-    row.mode != before
 }

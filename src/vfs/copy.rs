@@ -17,7 +17,8 @@ use crate::base::limits::FILE_BYTES_MAX;
 use crate::base::range::ByteRange;
 use crate::content::extent_map::ExtentMap;
 use crate::content::manifest::{Edit, Stored, Window, rows};
-use crate::content::overlay::{Overlay, Sealed, Source};
+use crate::content::overlay::{Overlay, Source};
+use crate::content::seal::Sealed;
 use crate::store::block::{BlockTicket, Receipt, UploadTicket};
 use crate::store::kv::Snapshot;
 use crate::store::schema::BLOCK;
@@ -212,6 +213,7 @@ impl Vfs {
 
         state.row = row;
         self.overlay(state).discard(adopted);
+        self.count_uncommitted(state);
         self.enqueue_publication(to.0, state);
         Ok(copied)
     }

@@ -15,17 +15,17 @@ use crate::store::schema::{INLINE, ino_key};
 use crate::vfs::OpenFlags;
 
 impl Vfs {
-    /// Makes a file of any kind but directory and symlink. `mode` has the kind's bits and what the umask left.
+    /// Makes a file of any kind but directory and symlink. `mode` has the kind's bits.
     ///
     /// # Errors
     /// `Exists`, `NotDirectory`, `Invalid` for a mode of another kind, `ReadOnly`, `NoSpace`.
-    pub fn mknod(&self, caller: &Caller, parent: Ino, name: &Name, mode: u32, rdev: u32) -> Result<Attr> {
+    pub fn mknod(&self, caller: &Caller<'_>, parent: Ino, name: &Name, mode: u32, rdev: u32) -> Result<Attr> {
         let kind = FileKind::from_mode(mode).ok_or(Error::Invalid)?;
         if matches!(kind, FileKind::Directory | FileKind::Symlink) {
             return Err(Error::Invalid);
         }
         let row = InodeRow { rdev, ..self.row_for(kind, mode, caller) };
-        let inode = self.add_entry(parent, name, row, None)?;
+        let inode = self.add_entry(caller, parent, name, row, None)?;
         Ok(self.introduce(&inode))
     }
 
@@ -36,14 +36,14 @@ impl Vfs {
     /// As [`Self::mknod`].
     pub fn create(
         self: &Arc<Self>,
-        caller: &Caller,
+        caller: &Caller<'_>,
         parent: Ino,
         name: &Name,
         mode: u32,
         flags: OpenFlags,
     ) -> Result<(Attr, Fh)> {
         let row = self.row_for(FileKind::Regular, mode, caller);
-        let inode = self.add_entry(parent, name, row, None)?;
+        let inode = self.add_entry(caller, parent, name, row, None)?;
         let attr = self.introduce(&inode);
         Ok((attr, self.open_inode(inode, flags)))
     }
@@ -52,9 +52,9 @@ impl Vfs {
     ///
     /// # Errors
     /// As [`Self::mknod`]; `TooManyLinks` if the parent has 65,000 links.
-    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &Name, mode: u32) -> Result<Attr> {
+    pub fn mkdir(&self, caller: &Caller<'_>, parent: Ino, name: &Name, mode: u32) -> Result<Attr> {
         let row = self.row_for(FileKind::Directory, mode, caller);
-        let inode = self.add_entry(parent, name, row, None)?;
+        let inode = self.add_entry(caller, parent, name, row, None)?;
         Ok(self.introduce(&inode))
     }
 
@@ -62,7 +62,7 @@ impl Vfs {
     ///
     /// # Errors
     /// As [`Self::mknod`]; `NameTooLong` above 4,095 bytes, `NotFound` for an empty target.
-    pub fn symlink(&self, caller: &Caller, parent: Ino, name: &Name, target: &[u8]) -> Result<Attr> {
+    pub fn symlink(&self, caller: &Caller<'_>, parent: Ino, name: &Name, target: &[u8]) -> Result<Attr> {
         if target.is_empty() {
             return Err(Error::NotFound);
         }
@@ -74,7 +74,7 @@ impl Vfs {
             form: ContentForm::Inline,
             ..self.row_for(FileKind::Symlink, 0o777, caller)
         };
-        let inode = self.add_entry(parent, name, row, Some(target))?;
+        let inode = self.add_entry(caller, parent, name, row, Some(target))?;
         Ok(self.introduce(&inode))
     }
 
@@ -85,6 +85,7 @@ impl Vfs {
     /// Commits a new inode and its entry.
     fn add_entry(
         &self,
+        caller: &Caller<'_>,
         parent: Ino,
         name: &Name,
         mut row: InodeRow,
@@ -115,6 +116,7 @@ impl Vfs {
         parent_row.ctime = row.ctime;
         parent_row.nlink += u32::from(is_directory);
         let mut change = Change::default();
+        let xattrs = self.plan_inheritance((&dir, &mut state), (ino, &mut row), caller.umask, &mut change)?;
         change.add_inode(ino, &row);
         change.put_dentry(parent, cookie, &DentryRow { ino, kind: row.kind, name: name.clone() });
         change.put_inode(parent, &state.row, &parent_row);
@@ -126,7 +128,7 @@ impl Vfs {
 
         state.row = parent_row;
         drop(state);
-        Ok(self.table.adopt(Inode::new(ino, row)))
+        Ok(self.table.adopt(Inode::made(ino, row, xattrs)))
     }
 }
 

@@ -44,7 +44,13 @@ impl Vfs {
     /// `NotDirectory`, `Stale`, of the metadata.
     pub fn readdir(&self, dir: Ino, after: u64, sink: &mut dyn DirSink) -> Result<()> {
         let inode = self.directory(dir)?;
-        let parent = inode.lock().row.parent;
+        let parent = {
+            let mut state = inode.lock();
+            if after == 0 {
+                self.touch_atime(&mut state);
+            }
+            state.row.parent
+        };
         let dots = [(DOT, dir, &b"."[..]), (DOTDOT, parent, b"..")];
         for (cookie, ino, name) in dots.into_iter().filter(|(cookie, ..)| after < *cookie) {
             if !sink.add(&DirEntry { ino, kind: FileKind::Directory, name, cookie }) {

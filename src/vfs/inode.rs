@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use super::xattr::XattrSummary;
 use crate::base::attr::FileKind;
 use crate::base::ids::Ino;
 use crate::base::sync::lock;
@@ -36,8 +37,12 @@ pub(crate) struct State {
     pub(crate) staging: bool,
     /// Local disk reserved for the hot bytes.
     pub(crate) spill: Option<Reservation>,
+    /// What the overlay adds to the committed allocation, as last told to the volume's total.
+    pub(crate) uncommitted_bytes: i64,
     /// How often content could not be staged; told once to each handle open at the time.
     pub(crate) failures: u64,
+    /// What is known of its extended attributes; None until somebody asks.
+    pub(crate) xattrs: Option<XattrSummary>,
 }
 
 impl Inode {
@@ -55,9 +60,18 @@ impl Inode {
                 opens: 0,
                 staging: false,
                 spill: None,
+                uncommitted_bytes: 0,
                 failures: 0,
+                xattrs: None,
             }),
         }
+    }
+
+    /// One that is made with these attributes.
+    pub(crate) fn made(ino: Ino, row: InodeRow, xattrs: XattrSummary) -> Self {
+        let inode = Self::new(ino, row);
+        inode.lock().xattrs = Some(xattrs);
+        inode
     }
 
     /// Marks it queued; true if it was.

@@ -7,10 +7,12 @@
 //! What only touches memory and local metadata is a plain function. What may wait for the store, a disk sync or a byte
 //! budget returns a [`Pending`].
 
+mod acl;
 mod alloc;
 mod attr;
 mod blob;
 mod budget;
+mod caller;
 mod change;
 mod copy;
 mod create;
@@ -25,6 +27,7 @@ mod lookup;
 mod numbers;
 mod open;
 mod orphan;
+mod privileges;
 mod publish;
 mod read;
 mod rename;
@@ -39,10 +42,12 @@ mod xattr;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicI64;
 
 pub use alloc::{AllocateMode, Whence};
 pub use attr::{SetAttr, SetTime};
 pub use blob::VolumeBlobs;
+pub use caller::{Caller, Rights};
 pub use dir::{DirEntry, DirSink};
 pub use error::{Error, Result};
 pub use handle::OpenFlags;
@@ -51,6 +56,7 @@ pub use inode::Attr;
 pub use rename::RenameMode;
 pub use staging::StagedUploads;
 pub use statfs::VolumeStat;
+pub use sync::WriteFailure;
 pub use write::Written;
 pub use xattr::SetXattr;
 
@@ -75,15 +81,6 @@ use crate::store::schema::{Counter, INODE, ino_key};
 
 /// An answer that may take a while. Poll it once where it was made: most are ready then.
 pub type Pending<T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'static>>;
-
-/// Who asks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Caller {
-    pub uid: u32,
-    pub gid: u32,
-    /// Bits the process wants cleared in modes of what it creates; already applied by the kernel.
-    pub pid: u32,
-}
 
 /// What fsync promises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,6 +132,10 @@ pub struct Vfs {
     segment_numbers: NumberRange,
     hot: HotQueue,
     hot_budget: HotBudget,
+    /// Leaf lock.
+    last_failure: std::sync::Mutex<Option<WriteFailure>>,
+    /// Bytes that overlays add to the committed allocation; less than 0 while they shorten files.
+    uncommitted: AtomicI64,
     publishing: Arc<PublishQueue>,
     /// Lock order 1: held by a rename that moves a directory to another parent.
     rename_token: std::sync::Mutex<()>,
@@ -164,6 +165,8 @@ impl Vfs {
             handles: HandleTable::default(),
             manifests: Manifests::default(),
             hot: HotQueue::default(),
+            last_failure: std::sync::Mutex::default(),
+            uncommitted: AtomicI64::new(0),
             publishing: Arc::default(),
             rename_token: std::sync::Mutex::new(()),
             releasing: std::sync::Mutex::new(()),
@@ -211,9 +214,10 @@ impl Vfs {
         if inode.kind == FileKind::Directory { Ok(inode) } else { Err(Error::NotDirectory) }
     }
 
-    /// First step of every operation that changes something.
+    /// First step of every operation that changes something: also of a write, whose bytes could not be kept once changes
+    /// are refused.
     fn writable(&self) -> Result<()> {
-        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(()) }
+        if self.options.read_only { Err(Error::ReadOnly) } else { Ok(self.commit.check()?) }
     }
 
     fn next_segment(&self) -> crate::store::Result<SegmentId> {

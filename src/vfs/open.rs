@@ -15,7 +15,7 @@ impl Vfs {
     ///
     /// # Errors
     /// `IsDirectory`, `Invalid` for other kinds (the kernel opens those itself), `Stale`; as `setattr` if it truncates.
-    pub fn open_file(self: &Arc<Self>, caller: &Caller, ino: Ino, flags: OpenFlags) -> Result<Fh> {
+    pub fn open_file(self: &Arc<Self>, caller: &Caller<'_>, ino: Ino, flags: OpenFlags) -> Result<Fh> {
         let inode = self.inode(ino)?;
         match inode.kind {
             FileKind::Regular => {}

@@ -34,9 +34,7 @@ impl Vfs {
             return;
         }
         inode.set_reaped();
-        if let Some(overlay) = state.overlay.take() {
-            self.hot_budget.release(overlay.hot_bytes());
-        }
+        self.drop_overlay(&mut state);
         drop(state);
         if let Err(error) = self.reap(inode) {
             // The orphan's row stays; the next mount reaps it.
@@ -86,6 +84,7 @@ impl Vfs {
         change.put_inode(ino, &state.row, &row);
         let _ticket = change.submit(&self.commit)?;
         state.row = row;
+        self.count_uncommitted(state);
         Ok(step.len() == ROWS_PER_STEP)
     }
 

@@ -17,8 +17,9 @@ use crate::base::ids::{Ino, PackId};
 use crate::base::range::ByteRange;
 use crate::base::sync::lock;
 use crate::commit::Batch;
-use crate::content::manifest::Edit;
-use crate::content::overlay::{Seal, Sealed};
+use crate::content::extent_map::Cut as _;
+use crate::content::manifest::{Edit, rows};
+use crate::content::seal::{Seal, Sealed};
 use crate::store::block::{BlockLocation, BlockTicket, Receipt, UploadTicket};
 use crate::store::kv::Snapshot;
 use crate::store::schema::inode::{ContentForm, InodeRow};
@@ -35,6 +36,15 @@ enum Publication {
     Seals(Arc<Inode>, Vec<UploadTicket>),
     /// A pack that was committed ahead of its acknowledgement: its row lacks the receipt.
     Pack(PackId, UploadTicket),
+}
+
+impl Publication {
+    fn ino(&self) -> Option<Ino> {
+        match self {
+            Self::Seals(inode, _) => Some(inode.ino),
+            Self::Pack(..) => None,
+        }
+    }
 }
 
 /// Publications in the order in which they were staged, which is about the order in which they arrive.
@@ -135,7 +145,9 @@ impl Vfs {
                     }
                     let Some(vfs) = vfs.upgrade() else { return };
                     if let Err(error) = vfs.carry_out(&publication) {
-                        tracing::error!(%error, "publish content");
+                        let ino = publication.ino();
+                        tracing::error!(%error, ino = ino.map(|ino| ino.0), "publish content");
+                        ino.into_iter().for_each(|ino| vfs.note_failure(ino, &error));
                     }
                     queue.done();
                 }
@@ -217,9 +229,8 @@ impl Vfs {
     /// Commits one seal, in batches of bounded size from the start of the file: at no point does the committed size cover
     /// a byte that is not committed (rule R2).
     fn publish_seal(&self, ino: Ino, state: &mut State, seal: &Seal) -> Result<()> {
-        let extents: Vec<(ByteRange, Sealed)> =
-            seal.extents.iter().map(|(range, sealed)| (range, sealed.clone())).collect();
-        let mut parts = extents.chunks(EXTENTS_PER_BATCH).peekable();
+        let parts = parts(&self.commit.view()?, ino, seal)?;
+        let mut parts = parts.iter().map(Vec::as_slice).peekable();
         loop {
             let part = parts.next().unwrap_or_default();
             let last = parts.peek().is_none();
@@ -246,6 +257,7 @@ impl Vfs {
                 self.publishing.push(Publication::Pack(pack, upload));
             }
             state.row = row;
+            self.count_uncommitted(state);
             if last {
                 let size = state.row.size;
                 state.overlay.iter_mut().for_each(|overlay| overlay.published(seal.number, size));
@@ -285,16 +297,16 @@ impl Vfs {
     /// Commits what was staged and not committed when the volume was last in use. The journal waits for packs that the
     /// store does not have yet.
     pub(super) async fn recover_seals(&self) -> Result<u64> {
-        let mut rows: Vec<(Ino, Vec<u8>)> = Vec::new();
+        let mut stored: Vec<(Ino, Vec<u8>)> = Vec::new();
         self.commit.view()?.scan(OVERLAY, &[], None, &mut |key, value| {
             let malformed = || store::Error::new(store::Kind::Corrupt, "overlay row: malformed key");
             let (ino, _) = parse_pair_key(key).ok_or_else(malformed)?;
-            rows.push((Ino(ino), value.to_vec()));
+            stored.push((Ino(ino), value.to_vec()));
             Ok(ControlFlow::Continue(()))
         })?;
         let none = UploadTicket::fulfilled(Receipt::UNKNOWN);
         let mut found: BTreeMap<Ino, Vec<Seal>> = BTreeMap::new();
-        for (ino, value) in &rows {
+        for (ino, value) in &stored {
             let seal = Seal::decode(value, &mut |_, _| none.clone()).map_err(store::Error::from)?;
             let before = found.entry(*ino).or_default();
             // Rows are never written again: what was discarded since is said by a later one (rule R10).
@@ -311,7 +323,7 @@ impl Vfs {
             let mut state = inode.lock();
             seals.iter().try_for_each(|seal| self.publish_seal(ino, &mut state, seal))?;
         }
-        Ok(rows.len() as u64)
+        Ok(stored.len() as u64)
     }
 
     /// Gives a recovered seal the uploads of blocks that are still staged. One that is not staged any more had been
@@ -341,6 +353,34 @@ async fn wait_for(publication: &Publication) -> bool {
         }
     }
     true
+}
+
+/// A seal's extents in parts that one batch can take each: by their number, and by the number of rows they replace, for
+/// which an extent may have to be cut (rule R17). At least one part.
+fn parts(view: &dyn Snapshot, ino: Ino, seal: &Seal) -> Result<Vec<Vec<(ByteRange, Sealed)>>> {
+    let mut parts = Vec::new();
+    let mut part = Vec::new();
+    let mut replaced = 0;
+    for (range, sealed) in seal.extents.iter() {
+        let mut rest = range;
+        while !rest.is_empty() {
+            if part.len() == EXTENTS_PER_BATCH || replaced == ROWS_PER_STEP {
+                parts.push(std::mem::take(&mut part));
+                replaced = 0;
+            }
+            let found = rows(view, ino, rest, ROWS_PER_STEP - replaced)?;
+            replaced += found.len();
+            let taken = match found.last() {
+                Some((last, _)) if replaced == ROWS_PER_STEP => rest.intersect(&ByteRange::new(0, last.end)),
+                _ => rest,
+            };
+            let within = ByteRange::at(taken.start - range.start, taken.len());
+            part.push((taken, sealed.cut(within)));
+            rest.start = taken.end;
+        }
+    }
+    parts.push(part);
+    Ok(parts)
 }
 
 /// The uploads a seal waits for, without repeating one for neighbours in a pack.

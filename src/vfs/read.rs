@@ -227,7 +227,7 @@ impl Vfs {
 
     /// relatime: atime moves when it is not newer than the last change, or a day old. It stays in memory until the row is
     /// committed for another reason.
-    fn touch_atime(&self, state: &mut State) {
+    pub(super) fn touch_atime(&self, state: &mut State) {
         if self.options.read_only {
             return;
         }

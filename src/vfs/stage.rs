@@ -7,9 +7,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use futures_util::stream::{FuturesOrdered, StreamExt as _};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::Vfs;
+use super::attr::put_seal;
 use super::change::Change;
 use super::error::Result;
 use super::inode::{Inode, State};
@@ -17,9 +19,10 @@ use crate::base::range::ByteRange;
 use crate::base::sync::lock;
 use crate::content::chunker::{ChunkSizes, Chunker};
 use crate::content::overlay::{Frozen, Run};
+use crate::rt::run_blocking;
 use crate::store::block::{Block, BlockTicket};
 use crate::store::schema::inode::ContentForm;
-use crate::store::schema::{INLINE, OVERLAY, ino_key, pair_key};
+use crate::store::schema::{INLINE, ino_key};
 
 /// Written bytes stay in memory only for this long, whatever happens.
 const HOT_AGE_MAX: Duration = Duration::from_millis(900);
@@ -29,6 +32,13 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// Files staged at once: one per core that cuts and hashes, and one that writes meanwhile.
 const STAGING_MAX: usize = 3;
+
+/// Bytes of blocks that are stored together while the next are being cut.
+const PUT_BYTES: u64 = 8 << 20;
+
+/// Such batches of one file in the works at once: one is encoded while the other is written. More would only scatter the
+/// file in its packs.
+const PUTS_AT_ONCE: usize = 2;
 
 /// What to do with bytes after the last cut of a file's last run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,14 +98,18 @@ impl HotQueue {
 }
 
 impl Vfs {
-    /// Queues an inode that has something to stage, once.
+    /// Queues an inode that has something to stage, once, and has it staged at once if memory is short.
     pub(super) fn note_hot(&self, inode: &Arc<Inode>, state: &State) {
+        self.queue_hot(inode, state);
+        if self.hot_budget.is_pressed() {
+            self.hot.wake();
+        }
+    }
+
+    fn queue_hot(&self, inode: &Arc<Inode>, state: &State) {
         let unsealed = state.overlay.as_ref().is_some_and(|overlay| overlay.has_unsealed(state.row.size));
         if unsealed && !inode.queue() {
             self.hot.push(self.clock.monotonic(), inode);
-        }
-        if self.hot_budget.is_pressed() {
-            self.hot.wake();
         }
     }
 
@@ -146,12 +160,17 @@ impl Vfs {
 
     /// Stages, and leaves a failure for whoever closes or syncs the file; the bytes stay hot and are tried again.
     pub(super) async fn stage_and_report(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) {
-        if let Err(error) = self.stage(inode, tail).await {
-            tracing::error!(ino = inode.ino.0, %error, "stage written bytes");
-            inode.lock().failures += 1;
+        let staged = self.stage(inode, tail).await;
+        let mut state = inode.lock();
+        match staged {
+            Ok(()) => self.note_hot(inode, &state),
+            Err(error) => {
+                tracing::error!(ino = inode.ino.0, %error, "stage written bytes");
+                state.failures += 1;
+                // Not at once, however short memory is: what failed just now would fail again.
+                self.queue_hot(inode, &state);
+            }
         }
-        let state = inode.lock();
-        self.note_hot(inode, &state);
     }
 
     /// Stages everything written so far.
@@ -163,6 +182,10 @@ impl Vfs {
     }
 
     async fn stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
+        self.try_stage(inode, tail).await.inspect_err(|error| self.note_failure(inode.ino, error))
+    }
+
+    async fn try_stage(self: &Arc<Self>, inode: &Arc<Inode>, tail: Tail) -> Result<()> {
         let _one_hand_out_at_a_time = inode.hand_out.lock().await;
         match self.freeze_or_inline(inode)? {
             Some(frozen) => self.stage_frozen(inode, frozen, tail).await,
@@ -189,28 +212,48 @@ impl Vfs {
     }
 
     async fn stage_frozen(self: &Arc<Self>, inode: &Arc<Inode>, frozen: Frozen, tail: Tail) -> Result<()> {
+        let frozen = Arc::new(frozen);
         let permit = self.hot.permits.acquire().await;
-        let sizes = self.options.chunk_sizes;
-        let (frozen, cut) = self
-            .on_cpu(move || {
-                let cut = cut_runs(&frozen.runs, sizes, tail);
-                (frozen, cut)
-            })
-            .await;
-        if cut.is_empty() && tail == Tail::Leave {
-            inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
-            return Ok(());
-        }
-        let (ranges, blocks): (Vec<_>, Vec<_>) = cut.into_iter().unzip();
-        let tickets = self.blocks.put_many(blocks).await;
+        let staged = self.cut_and_put(&frozen, tail).await;
         drop(permit);
-        match tickets {
-            Ok(tickets) => self.install(inode, &frozen, ranges.into_iter().zip(tickets).collect()),
-            Err(error) => {
+        match staged {
+            Ok(staged) if !staged.is_empty() || tail == Tail::Take => self.install(inode, &frozen, staged),
+            nothing => {
                 inode.lock().overlay.iter_mut().for_each(|overlay| overlay.thaw());
-                Err(error.into())
+                nothing.map(drop)
             }
         }
+    }
+
+    /// Cuts what was handed out and stores the blocks. One core cuts while others look up, compress and write what was cut
+    /// before.
+    async fn cut_and_put(&self, frozen: &Arc<Frozen>, tail: Tail) -> Result<Vec<(ByteRange, BlockTicket)>> {
+        let (sender, mut receiver) = mpsc::channel::<Vec<(ByteRange, Block)>>(1);
+        let (runs, sizes) = (Arc::clone(frozen), self.options.chunk_sizes);
+        // Runs beside this and ends by itself when nobody receives any more.
+        let cut = move || cut_runs(&runs.runs, sizes, tail, &sender);
+        let cutting = run_blocking(&*self.spawner, "cut blocks", cut);
+        let mut staged = Vec::new();
+        let mut putting = FuturesOrdered::new();
+        loop {
+            tokio::select! {
+                batch = receiver.recv(), if putting.len() < PUTS_AT_ONCE => match batch {
+                    Some(batch) => putting.push_back(self.put(batch)),
+                    None => break,
+                },
+                Some(put) = putting.next(), if !putting.is_empty() => staged.extend(put?),
+            }
+        }
+        while let Some(put) = putting.next().await {
+            staged.extend(put?);
+        }
+        cutting.await;
+        Ok(staged)
+    }
+
+    async fn put(&self, batch: Vec<(ByteRange, Block)>) -> Result<Vec<(ByteRange, BlockTicket)>> {
+        let (ranges, blocks): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+        Ok(ranges.into_iter().zip(self.blocks.put_many(blocks).await?).collect())
     }
 
     /// Takes the hot bytes of a file out for staging, or commits a small file's content with its row. None if there is
@@ -259,6 +302,7 @@ impl Vfs {
             self.hot_budget.release(overlay.hot_bytes());
         }
         state.spill = None;
+        self.count_uncommitted(state);
     }
 
     fn install(
@@ -269,19 +313,23 @@ impl Vfs {
     ) -> Result<()> {
         let mut state = inode.lock();
         let mtime = state.row.mtime;
-        let Some(overlay) = &mut state.overlay else { return Ok(()) };
+        let Some(overlay) = &state.overlay else { return Ok(()) };
         let hot_before = overlay.hot_bytes();
-        let seal = overlay.install(frozen, staged, mtime);
-        let mut change = Change::default();
-        change.batch.put(OVERLAY, pair_key(inode.ino.0, seal.number), seal.encode());
+        let seals = overlay.plan_seals(frozen, &staged, mtime);
+        let installed = seals.into_iter().try_for_each(|seal| {
+            let mut change = Change::default();
+            put_seal(&mut change, inode.ino, Some(&seal));
+            let _ticket = change.submit(&self.commit)?;
+            self.overlay(&mut state).install(frozen, seal);
+            self.enqueue_publication(inode, &state);
+            Ok(())
+        });
+        let overlay = self.overlay(&mut state);
+        overlay.thaw();
         let hot = overlay.hot_bytes();
-        let submitted = change.submit(&self.commit);
         self.hot_budget.release(hot_before - hot);
         state.spill.iter_mut().for_each(|held| held.shrink_to(hot));
-        self.enqueue_publication(inode, &state);
-        drop(state);
-        let _ticket = submitted?;
-        Ok(())
+        installed
     }
 
     /// Stages until nothing is hot that was so when it was called.
@@ -303,9 +351,10 @@ impl Vfs {
     }
 }
 
-/// Cuts runs into blocks by content, with the file range each stands for.
-fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail) -> Vec<(ByteRange, Block)> {
-    let mut cut = Vec::new();
+/// Cuts runs into blocks by content and sends them, with the file range each stands for, in batches.
+fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail, batches: &mpsc::Sender<Vec<(ByteRange, Block)>>) {
+    let mut batch = Vec::new();
+    let mut bytes = 0;
     for (index, run) in runs.iter().enumerate() {
         let mut at = run.start;
         let mut place = |block: Block| {
@@ -315,11 +364,26 @@ fn cut_runs(runs: &[Run], sizes: ChunkSizes, tail: Tail) -> Vec<(ByteRange, Bloc
         };
         let mut chunker = Chunker::new(sizes);
         for data in &run.data {
-            cut.extend(chunker.push(data.clone()).into_iter().map(&mut place));
+            batch.extend(
+                chunker
+                    .push(data.clone())
+                    .into_iter()
+                    .map(&mut place)
+                    .inspect(|(range, _)| bytes += range.len()),
+            );
+            if PUT_BYTES <= bytes {
+                bytes = 0;
+                if batches.blocking_send(std::mem::take(&mut batch)).is_err() {
+                    return;
+                }
+            }
         }
         if tail == Tail::Take || index + 1 < runs.len() {
-            cut.extend(chunker.finish().into_iter().map(&mut place));
+            batch.extend(chunker.finish().into_iter().map(&mut place));
         }
     }
-    cut
+    if !batch.is_empty() {
+        // An error means that an earlier batch failed, and whoever waits knows of it.
+        let _ = batches.blocking_send(batch);
+    }
 }

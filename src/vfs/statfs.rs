@@ -1,7 +1,10 @@
 //! Usage of the whole volume.
 
+use std::sync::atomic::Ordering;
+
 use super::Vfs;
 use super::error::Result;
+use super::inode::State;
 use crate::base::codec::Reader;
 use crate::store;
 use crate::store::schema::{COUNTER, Counter};
@@ -13,7 +16,7 @@ pub struct VolumeStat {
     pub files: u64,
     /// Bytes of all regular files by their committed size.
     pub logical_bytes: u64,
-    /// Bytes as `st_blocks` counts them.
+    /// Bytes as `st_blocks` counts them, also those that are written and not committed.
     pub allocated_bytes: u64,
     /// Bytes of stored frames that some file needs.
     pub stored_bytes: u64,
@@ -27,14 +30,26 @@ impl Vfs {
     /// # Errors
     /// Of the metadata.
     pub fn statfs(&self) -> Result<VolumeStat> {
+        let committed = self.counter(Counter::AllocatedBytes)?;
         Ok(VolumeStat {
             inodes: self.counter(Counter::Inodes)?,
             files: self.counter(Counter::Files)?,
             logical_bytes: self.counter(Counter::LogicalBytes)?,
-            allocated_bytes: self.counter(Counter::AllocatedBytes)?,
+            allocated_bytes: committed.saturating_add_signed(self.uncommitted.load(Ordering::Relaxed)),
             stored_bytes: self.counter(Counter::StoredBytes)?,
             reported_bytes: self.options.reported_bytes,
         })
+    }
+
+    /// Tells the volume's total of what an inode's overlay adds to its committed allocation. To be called whenever either
+    /// has changed while there is an overlay, and when that goes.
+    pub(super) fn count_uncommitted(&self, state: &mut State) {
+        let overlay = state.overlay.as_ref().map_or(state.row.allocated, |overlay| overlay.allocated());
+        let now = overlay.wrapping_sub(state.row.allocated).cast_signed();
+        let before = std::mem::replace(&mut state.uncommitted_bytes, now);
+        if now != before {
+            self.uncommitted.fetch_add(now - before, Ordering::Relaxed);
+        }
     }
 
     fn counter(&self, counter: Counter) -> store::Result<u64> {

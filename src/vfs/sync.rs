@@ -75,6 +75,18 @@ impl Vfs {
         (self.publishing.len(), self.hot_budget.used_bytes())
     }
 
+    /// The last time that written bytes could not be kept as they should.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<WriteFailure> {
+        lock(&self.last_failure).clone()
+    }
+
+    pub(super) fn note_failure(&self, ino: Ino, error: &Error) {
+        let mut last = lock(&self.last_failure);
+        let count = last.as_ref().map_or(0, |last| last.count) + 1;
+        *last = Some(WriteFailure { ino, cause: error.to_string(), count });
+    }
+
     pub(super) async fn sync_inode(self: &Arc<Self>, inode: &Arc<Inode>) -> Result<()> {
         self.stage_all(inode).await?;
         if self.options.tier == Tier::Remote {
@@ -92,6 +104,15 @@ impl Vfs {
         }
         Ok(())
     }
+}
+
+/// Written bytes of a file that could not be staged or committed; they stay where they are and are tried again.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WriteFailure {
+    pub ino: Ino,
+    pub cause: String,
+    /// How many there have been since the mount, of this file and others.
+    pub count: u64,
 }
 
 /// Tells a handle once of what failed since it was opened or last told.

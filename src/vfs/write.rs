@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::attr::clear_privileges;
-use super::change::Change;
 use super::error::{Error, Result};
 use super::inode::{Inode, State};
 use super::{Pending, Vfs};
@@ -14,7 +12,6 @@ use crate::base::ids::Fh;
 use crate::base::limits::{FILE_BYTES_MAX, MIB};
 use crate::base::range::ByteRange;
 use crate::content::overlay::Overlay;
-use crate::rt;
 use crate::store;
 use crate::store::schema::inode::ContentForm;
 
@@ -34,25 +31,16 @@ pub enum Written {
 }
 
 impl Vfs {
-    /// Writes `data` at `offset`, all of it. `kill_privileges` is the kernel's wish to have suid and sgid cleared.
+    /// Writes `data` at `offset`, all of it. What it takes from an executable has gone before ([`Self::kill_privileges`]).
     ///
     /// # Errors
     /// `BadHandle`, `FileTooLarge`, `NoSpace`, `ReadOnly`; of the tier if the handle is O_SYNC.
-    pub fn write(
-        self: &Arc<Self>,
-        fh: Fh,
-        offset: u64,
-        data: &[u8],
-        kill_privileges: bool,
-    ) -> Result<Written> {
+    pub fn write(self: &Arc<Self>, fh: Fh, offset: u64, data: &[u8]) -> Result<Written> {
         self.writable()?;
         let handle = self.handles.get(fh)?;
         let len = u32::try_from(data.len()).map_err(|_| Error::Invalid)?;
         if FILE_BYTES_MAX < offset.saturating_add(u64::from(len)) {
             return Err(Error::FileTooLarge);
-        }
-        if kill_privileges {
-            self.kill_privileges(&handle.inode)?;
         }
         if self.try_write(&handle.inode, offset, data)? {
             if !handle.flags.sync {
@@ -85,6 +73,7 @@ impl Vfs {
         data: &Bytes,
     ) -> Result<()> {
         loop {
+            self.writable()?;
             let (hot_released, spill_released) = (self.hot_budget.released(), self.spill.released());
             self.hot.wake();
             match self.try_write(inode, offset, data) {
@@ -141,6 +130,7 @@ impl Vfs {
         overlay.write(offset, data, when, &mut uncovered);
         // What it replaced was hot too and is counted once only.
         self.hot_budget.release(before - overlay.hot_bytes());
+        self.count_uncommitted(&mut state);
         if let Some(error) = failed {
             tracing::warn!(ino = inode.ino.0, %error, "count allocated bytes");
         }
@@ -183,23 +173,5 @@ impl Vfs {
         self.overlay(state).write(0, &bytes, when, &mut |_| 0);
         self.note_hot(inode, state);
         Ok(())
-    }
-
-    /// Clears suid and sgid as the kernel asks for a write of somebody without CAP_FSETID.
-    fn kill_privileges(&self, inode: &Inode) -> Result<()> {
-        let mut state = inode.lock();
-        let mut row = state.row.clone();
-        if clear_privileges(&mut row) {
-            let mut change = Change::default();
-            change.put_inode(inode.ino, &state.row, &row);
-            let _ticket = change.submit(&self.commit)?;
-            state.row = row;
-        }
-        Ok(())
-    }
-
-    /// Runs `work` where it may block.
-    pub(super) async fn on_cpu<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        rt::run_blocking(&*self.spawner, "cut blocks", work).await
     }
 }

@@ -27,7 +27,7 @@ fn synced(model: &Model) -> Model {
 
 fn records(machine: &Machine, bucket: &Bucket) -> Vec<u64> {
     let page = machine.runtime.block_on(bucket.inner.list(keys::JOURNAL, None)).expect("listable");
-    page.objects.iter().filter_map(|object| keys::parse_journal(&object.key)).map(|seq| seq.0).collect()
+    page.objects.iter().filter_map(|object| keys::parse_journal(&object.key)).map(|name| name.seq.0).collect()
 }
 
 #[test]

@@ -187,6 +187,10 @@ pub(crate) struct Bucket {
     pub(crate) lose_answers: AtomicUsize,
     /// PUTs fail while this is set.
     pub(crate) down: AtomicBool,
+    /// Conditions are ignored, and the answer is success.
+    pub(crate) weak: AtomicBool,
+    /// Objects that a PUT replaced by something else.
+    pub(crate) overwritten: Mutex<Vec<String>>,
 }
 
 impl Bucket {
@@ -196,6 +200,8 @@ impl Bucket {
             requests: AtomicUsize::new(0),
             lose_answers: AtomicUsize::new(0),
             down: AtomicBool::new(false),
+            weak: AtomicBool::new(false),
+            overwritten: Mutex::default(),
         })
     }
 
@@ -214,6 +220,14 @@ impl ImmutableObjectStore for Bucket {
         self.count();
         if self.down.load(Ordering::SeqCst) {
             return Err(Error::new(Kind::Unavailable, "down"));
+        }
+        if self.weak.load(Ordering::SeqCst)
+            && let Ok(old) = self.inner.get(key, None).await
+        {
+            if old != body {
+                self.overwritten.lock().expect("no panic").push(key.to_string());
+            }
+            self.inner.delete(std::slice::from_ref(key)).await?;
         }
         let stored = self.inner.put_new(key, body).await?;
         let lose = |left: usize| left.checked_sub(1);
@@ -246,7 +260,7 @@ impl ImmutableObjectStore for Bucket {
     }
 
     fn fencing(&self) -> Fencing {
-        self.inner.fencing()
+        if self.weak.load(Ordering::SeqCst) { Fencing::Lease } else { self.inner.fencing() }
     }
 
     fn location(&self) -> String {

@@ -24,6 +24,11 @@ const PACKAGES: &[(&str, &str)] = &[
     ("fio", "fio"),
     ("tar", "tar"),
     ("fusermount3", "fuse3"),
+    ("setfacl", "acl"),
+    ("getfattr", "attr"),
+    ("setcap", "libcap2-bin"),
+    ("setpriv", "util-linux"),
+    ("perl", "perl-base"),
     ("umount", "mount"),
     ("cargo", "cargo"),
 ];
@@ -115,4 +120,45 @@ pub fn script_within(limit: Duration, directory: &Path, script: &str) -> String 
 /// [`script_within`] the usual limit.
 pub fn script(directory: &Path, script: &str) -> String {
     script_within(LIMIT, directory, script)
+}
+
+/// Who runs a command: a user, a group, and further groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Somebody {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: &'static [u32],
+}
+
+impl Somebody {
+    /// A user of one group of the same number.
+    pub const fn alone(id: u32) -> Self {
+        Self { uid: id, gid: id, groups: &[] }
+    }
+
+    /// A command that runs as them, without capabilities unless they are root.
+    pub fn command(self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &self.uid.to_string(), "--regid", &self.gid.to_string()]);
+        if self.groups.is_empty() {
+            command.arg("--clear-groups");
+        } else {
+            let groups: Vec<_> = self.groups.iter().map(u32::to_string).collect();
+            command.args(["--groups", &groups.join(",")]);
+        }
+        command.arg("--").arg(program);
+        command
+    }
+
+    /// Runs a line of shell as them.
+    pub fn run(self, directory: &Path, line: &str) -> Finished {
+        let mut command = self.command("sh");
+        command.args(["-c", line]).current_dir(directory).env("LC_ALL", "C");
+        run_within(LIMIT, &mut command).unwrap_or_else(|| panic!("still running: {line}"))
+    }
+
+    /// True if a line of shell succeeds as them.
+    pub fn may(self, directory: &Path, line: &str) -> bool {
+        self.run(directory, line).code == Some(0)
+    }
 }

@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{Error, Result};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, FromRawFd as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::ptr;
@@ -31,12 +31,22 @@ pub fn set_xattr(path: &Path, name: &CStr, value: &[u8], flags: i32) -> Result<(
 /// The value of an extended attribute of up to 64 KiB.
 pub fn get_xattr(path: &Path, name: &CStr) -> Result<Vec<u8>> {
     let mut value = vec![0; 64 << 10];
+    let len = read_xattr(path, name, &mut value)?;
+    value.truncate(len);
+    Ok(value)
+}
+
+/// Length of an extended attribute as told to somebody who has `room` for it; without any it is only asked for.
+pub fn get_xattr_into(path: &Path, name: &CStr, room: usize) -> Result<usize> {
+    read_xattr(path, name, &mut vec![0; room])
+}
+
+fn read_xattr(path: &Path, name: &CStr, value: &mut [u8]) -> Result<usize> {
     let path = c_path(path);
     // SAFETY: both strings end with NUL, and the buffer is as long as said.
     let result =
         unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
-    value.truncate(check(result)?);
-    Ok(value)
+    check(result)
 }
 
 /// Removes an extended attribute.
@@ -76,6 +86,40 @@ pub fn copy_range(from: &File, from_at: &mut i64, to: &File, to_at: &mut i64, le
     // SAFETY: both offsets live as long as the call, and the descriptors are open.
     let copied = unsafe { libc::copy_file_range(from.as_raw_fd(), from_at, to.as_raw_fd(), to_at, len, 0) };
     check(copied)
+}
+
+/// What name_to_handle_at(2) gives: names an inode of a filesystem for good.
+#[repr(C)]
+#[derive(Clone, Debug)]
+pub struct Handle {
+    len: u32,
+    kind: i32,
+    bytes: [u8; 128],
+}
+
+impl Handle {
+    /// The handle of a file.
+    pub fn of(path: &Path) -> Result<Self> {
+        let mut handle = Self { len: 128, kind: 0, bytes: [0; 128] };
+        let (path, mut mount) = (c_path(path), 0);
+        // SAFETY: the path ends with NUL, and the handle has room for as many bytes as it says.
+        let result = unsafe {
+            let place = (&raw mut handle).cast();
+            libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), place, &raw mut mount, 0)
+        };
+        check(result as isize).map(|_| handle)
+    }
+
+    /// Opens the file for reading; `below` is anything of the same mount.
+    pub fn open(&self, below: &File) -> Result<File> {
+        let mut handle = self.clone();
+        // SAFETY: the handle is as long as it says.
+        let opened =
+            unsafe { libc::open_by_handle_at(below.as_raw_fd(), (&raw mut handle).cast(), libc::O_RDONLY) };
+        check(opened as isize)?;
+        // SAFETY: the descriptor is new and nobody else's.
+        Ok(unsafe { File::from_raw_fd(opened) })
+    }
 }
 
 /// A file mapped into memory, shared and writable.

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Runs the object store contract against Garage, if its binary is in the cache folder: building it takes long, so it is
-# done by hand: cargo install garage --locked --root "$cache/garage"
+# Runs the object store contract against Garage, if its binary is in the cache folder: building it takes long (5 minutes
+# of processor time), so it is done by hand; it needs gcc and make:
+#   cargo install garage --version 2.5.0 --locked --debug --no-default-features --features bundled-libs,sqlite \
+#       --root "$cache/garage"
 #
 # Garage 2.5 ignores If-None-Match and If-Match, so the checks of conditional writes are left out: the probe is what
 # protects a volume there, and it must answer "lease".
@@ -39,9 +41,10 @@ api_bind_addr = "127.0.0.1:$3"
 TOML
 
 run() { "$garage" -c "$work/garage.toml" "$@"; }
-run server >"$work/log" 2>&1 &
+# Not through the function: the shell would run that in a process of its own, and the trap would end only that one.
+"$garage" -c "$work/garage.toml" server >"$work/log" 2>&1 &
 server=$!
-trap 'kill "$server" 2>/dev/null; rm -rf "$work"' EXIT INT TERM
+trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true; rm -rf "$work"' EXIT INT TERM
 
 tries=0
 until node=$(run node id -q 2>/dev/null) && run status >/dev/null 2>&1; do

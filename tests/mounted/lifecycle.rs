@@ -15,12 +15,14 @@ use crate::tree::{MIB, write_noise};
 
 on_each_backend! {
     the_daemon_is_detached_and_named_by_its_mountpoint within 120 s,
+    the_daemon_may_open_as_many_files_as_the_system_allows within 120 s,
     status_has_the_fields_and_numbers_it_promises within 120 s,
     umount_and_fusermount_end_where_our_umount_does within 180 s,
     a_dead_mount_is_replaced_and_loses_nothing_synced within 120 s,
     a_read_only_mount_changes_nothing within 120 s,
     a_busy_mount_is_not_unmounted within 120 s,
     free_space_is_told within 120 s,
+    status_tells_when_changes_are_refused_and_when_the_volume_has_diverged within 180 s,
 }
 
 fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
@@ -33,6 +35,11 @@ fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
     let stat = fs::read_to_string(process.join("stat")).expect("stat");
     let fields: Vec<_> = stat.rsplit(')').next().expect("behind the name").split_whitespace().collect();
     assert_eq!(fields[3], daemons[0].to_string(), "leads a session of its own");
+    let umask = |status: &Path| {
+        let status = fs::read_to_string(status).expect("status");
+        status.lines().find(|line| line.starts_with("Umask:")).expect("told since Linux 4.7").to_owned()
+    };
+    assert_eq!(umask(&process.join("status")), umask(Path::new("/proc/self/status")), "its starter's");
     for descriptor in fs::read_dir(process.join("fd")).expect("fd").flatten() {
         let target = fs::read_link(descriptor.path()).unwrap_or_default();
         let target = target.to_string_lossy();
@@ -55,6 +62,22 @@ fn the_daemon_is_detached_and_named_by_its_mountpoint(volume: &Volume) {
     for option in ["default_permissions", "allow_other"] {
         assert!(line.contains(option), "{line}");
     }
+}
+
+fn the_daemon_may_open_as_many_files_as_the_system_allows(volume: &Volume) {
+    let mount = volume.mount_command(&volume.url(), &volume.mountpoint(), &["--create"]);
+    let mut command = Command::new("bash");
+    command.args(["-c", "ulimit -Sn 256; exec \"$0\" \"$@\""]);
+    command.arg(mount.get_program()).args(mount.get_args());
+    command.env_clear().envs(mount.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let finished = run_within(LIMIT, &mut command).expect("returns in time");
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    let limits = format!("/proc/{}/limits", volume.daemons()[0]);
+    let limits = fs::read_to_string(limits).expect("limits");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("has the limit");
+    let numbers: Vec<_> = line.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{line}");
+    assert_ne!(numbers[0], "256", "{line}");
 }
 
 fn status_has_the_fields_and_numbers_it_promises(volume: &Volume) {
@@ -144,7 +167,10 @@ fn a_read_only_mount_changes_nothing(volume: &Volume) {
     assert_eq!(fs::read(volume.path("file")).expect("read"), b"content");
     let refused = fs::write(volume.path("new"), "").expect_err("read-only");
     assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
-    assert_eq!(volume.status()["state"], "read-only");
+    let status = volume.status();
+    assert_eq!(status["state"], "read-only");
+    let known = if volume.server.is_some() { "unknown" } else { "cas" };
+    assert_eq!(status["fencing"], known, "nothing is written to find out");
     volume.umount();
     assert_eq!(volume.objects(), before, "not even a record");
 }
@@ -174,4 +200,55 @@ fn free_space_is_told(volume: &Volume) {
     assert!((8 * MIB as u64..9 * MIB as u64).contains(&grown), "{grown} bytes more in use");
     let stat = fs::metadata(volume.path("file")).expect("stat");
     assert_eq!(stat.blocks(), 8 * MIB as u64 / 512);
+}
+
+/// Runs a command as another host, which has a state of its own.
+fn as_other_host(volume: &Volume, command: &mut Command) -> (Option<i32>, String) {
+    command.env("GRAVITONFS_STATE_DIR", volume.scratch().join("other-state"));
+    command.env("GRAVITONFS_CACHE_DIR", volume.scratch().join("other-cache"));
+    let finished = run_within(LIMIT, command).expect("returns in time");
+    (finished.code, finished.stderr)
+}
+
+fn status_tells_when_changes_are_refused_and_when_the_volume_has_diverged(volume: &Volume) {
+    volume.mount();
+    fs::write(volume.path("first"), "here").expect("write");
+    volume.sync();
+    volume.expect_complaints(&["metadata can no longer be changed", "was taken by", "unmounted", "publish"]);
+
+    let elsewhere = volume.scratch().join("elsewhere");
+    let mut mount = volume.mount_command(&volume.url(), &elsewhere, &["--create", "-o", "takeover"]);
+    let (code, stderr) = as_other_host(volume, &mut mount);
+    assert_eq!(code, Some(0), "{stderr}");
+    let written = fs::write(elsewhere.join("second"), "there");
+    let mut umount = volume.gravitonfs(&["umount"]);
+    let (code, stderr) = as_other_host(volume, umount.arg(&elsewhere));
+    assert_eq!(code, Some(0), "{stderr}");
+    written.expect("the volume is theirs");
+
+    // Taken into the local log, since nobody has told this host yet; then the store does.
+    fs::write(volume.path("third"), "here, too late").expect("write");
+    let mut sync = volume.gravitonfs(&["sync"]);
+    let finished = run_within(LIMIT, sync.arg(volume.mountpoint())).expect("returns in time");
+    assert_ne!(finished.code, Some(0), "it cannot reach the store");
+    let status = volume.status();
+    assert_eq!(status["state"], "read-only", "{status}");
+    assert!(status["state_cause"].as_str().is_some_and(|cause| cause.contains("was taken by")), "{status}");
+    let refused = fs::write(volume.path("fourth"), "").expect_err("changes are refused");
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+    assert_eq!(fs::read(volume.path("first")).expect("reads go on"), b"here");
+
+    let mut umount = volume.gravitonfs(&["umount"]);
+    let finished = run_within(LIMIT, umount.arg(volume.mountpoint())).expect("returns in time");
+    assert_eq!(finished.code, Some(9), "{}", finished.stderr);
+    let before = volume.objects();
+    for _ in 0..2 {
+        let mut command = volume.gravitonfs(&["status", "--json", &volume.url()]);
+        let finished = run_within(LIMIT, command.args(volume.store_options())).expect("returns in time");
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        let status: serde_json::Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        assert_eq!(status["state"], "diverged", "{status}");
+        assert_eq!(number(&status, "files"), 2, "what the store holds: {status}");
+    }
+    assert_eq!(volume.objects(), before, "asking changes nothing");
 }

@@ -135,3 +135,62 @@ fn a_time_set_after_the_last_write_outlives_a_kill_and_so_does_the_time_of_a_cut
     let model = [vec![2; 4_000], vec![1; 1_000]].concat();
     assert!(world.read_all(fh, ino) == model);
 }
+
+#[test]
+fn very_many_pieces_staged_at_once_survive_a_kill() {
+    let mut world = World::new(5);
+    world.set_unreachable(true);
+    let (_, fh) = world.create("f");
+    let pieces = 12_000;
+    let mut model = vec![0; pieces * 32];
+    for piece in 0..pieces {
+        let data = (piece as u64).to_le_bytes();
+        world.write(fh, (piece * 32) as u64, &data);
+        model[piece * 32..piece * 32 + 8].copy_from_slice(&data);
+    }
+    model.truncate((pieces - 1) * 32 + 8);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    world.kill_and_remount();
+    let (ino, fh) = world.open("f");
+    assert!(world.read_all(fh, ino) == model);
+}
+
+#[test]
+fn one_write_can_replace_very_many_pieces() {
+    let mut world = World::new(6);
+    let (_, fh) = world.create("f");
+    for round in 0..5 {
+        for piece in 0..4_000usize {
+            let at = (round * 4_000 + piece) * 16;
+            world.write(fh, at as u64, &(at as u64).to_le_bytes());
+        }
+        world.settle();
+    }
+    let model = vec![9; 20_000 * 16];
+    world.write(fh, 0, &model);
+    world.settle();
+    world.kill_and_remount();
+    let (ino, fh) = world.open("f");
+    assert!(world.read_all(fh, ino) == model);
+}
+
+#[test]
+fn the_last_file_whose_bytes_could_not_be_kept_is_named() {
+    let world = World::new(7);
+    let (_, fine) = world.create("fine");
+    let (ino, fh) = world.create("f");
+    assert_eq!(world.vfs().last_failure(), None);
+    world.set_log_full(true);
+    for count in 1..3 {
+        world.write(fh, 0, &[count as u8; 10_000]);
+        world.runtime.block_on(world.vfs().fsync(fh)).unwrap_err();
+        let failure = world.vfs().last_failure().unwrap();
+        assert_eq!((failure.ino, &*failure.cause), (ino, "no space left"));
+        assert!(count <= failure.count);
+    }
+    world.set_log_full(false);
+    world.write(fine, 0, &[1; 10_000]);
+    world.settle();
+    assert_eq!(world.vfs().last_failure().unwrap().ino, ino, "until the next");
+    assert!(world.read_all(fh, ino) == vec![2; 10_000]);
+}

@@ -230,6 +230,34 @@ fn check_holes(world: &World, file: &Model, context: &str) {
     assert!(data_bytes <= blocks * 512, "{context}: {data_bytes} bytes of data in {blocks} blocks");
 }
 
+/// `df` must show what `du` shows, at every moment.
+fn check_usage(world: &World, files: &[Model], step: usize, seed: u64) {
+    let blocks = |ino: Ino| world.vfs().getattr(ino).unwrap().blocks;
+    let du = 512 * (blocks(Ino::ROOT) + files.iter().map(|file| blocks(file.ino)).sum::<u64>());
+    let df = world.vfs().statfs().unwrap().allocated_bytes;
+    let rounded = 512 * files.len() as u64;
+    assert!(df <= du && du < df + rounded, "seed {seed} step {step}: df {df} du {du}");
+}
+
+#[test]
+fn usage_follows_a_write_at_once_and_does_not_move_when_it_is_committed() {
+    let world = World::new(5);
+    world.set_unreachable(true);
+    let used = || world.vfs().statfs().unwrap().allocated_bytes;
+    let before = used();
+    let (_, fh) = world.create("f");
+    let data: Vec<u8> = (0..25_000u32).flat_map(u32::to_le_bytes).collect();
+    world.write(fh, 0, &data);
+    assert_eq!(used(), before + 100_000, "in memory");
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    assert_eq!(used(), before + 100_000, "staged");
+    world.write(fh, 0, &data[..50_000]);
+    assert_eq!(used(), before + 100_000, "written again");
+    world.set_unreachable(false);
+    world.settle();
+    assert_eq!(used(), before + 100_000, "committed");
+}
+
 #[test]
 fn random_operations_agree_with_arrays() {
     let steps: usize = std::env::var("STEPS").map_or(600, |text| text.parse().unwrap());
@@ -252,6 +280,7 @@ fn random_operations_agree_with_arrays() {
             for file in &files {
                 check(&world, file, number, seed);
             }
+            check_usage(&world, &files, number, seed);
         }
     }
 }

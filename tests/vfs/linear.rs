@@ -322,8 +322,8 @@ impl<'a> Round<'a> {
                 let read = vfs.read(self.handles[node], window.start, window.len() as u32);
                 self.world.runtime.block_on(read).map(|data| Found::Answer(Answer::Bytes(data.to_vec())))
             }
-            Op::Write { node, offset, data, kill_privileges } => {
-                let written = vfs.write(self.handles[node], *offset, data, *kill_privileges);
+            Op::Write { node, offset, data, .. } => {
+                let written = vfs.write(self.handles[node], *offset, data);
                 let written = written.and_then(|written| match written {
                     Written::Now(len) => Ok(len),
                     Written::Later(later) => self.world.runtime.block_on(later),

@@ -24,7 +24,7 @@ use gravitonfs::vfs::{
 use super::faults::{FillableDirectory, UnreliableStore, YieldingKv};
 use super::simulation::Simulation;
 
-pub(crate) const ROOT: Caller = Caller { uid: 0, gid: 0, pid: 1 };
+pub(crate) const ROOT: Caller<'_> = Caller::ROOT;
 
 /// Small blocks, so that small tests have many.
 pub(crate) fn small_chunks() -> ChunkSizes {
@@ -219,7 +219,7 @@ impl World {
     }
 
     pub(crate) fn write(&self, fh: Fh, offset: u64, data: &[u8]) {
-        match self.vfs().write(fh, offset, data, false).unwrap() {
+        match self.vfs().write(fh, offset, data).unwrap() {
             Written::Now(len) => assert_eq!(len as usize, data.len()),
             Written::Later(later) => assert_eq!(self.runtime.block_on(later).unwrap() as usize, data.len()),
         }

@@ -240,15 +240,18 @@ impl ImmutableObjectStore for S3ObjectStore {
 
     async fn list(&self, prefix: &str, start_after: Option<&ObjectKey>) -> Result<ListPage> {
         let what = format!("list {prefix}");
+        let prefix = format!("{}{prefix}", self.prefix);
+        // Garage lists nothing if told to start before the prefix, where starting at its beginning is meant.
+        let start_after = start_after.map(|key| self.name(key)).filter(|name| prefix <= *name);
         let mut token = None;
         loop {
             let request = self
                 .client
                 .list_objects_v2()
                 .bucket(&self.bucket)
-                .prefix(format!("{}{prefix}", self.prefix))
+                .prefix(&prefix)
                 .max_keys(PAGE_OBJECTS_MAX as i32)
-                .set_start_after(start_after.map(|key| self.name(key)))
+                .set_start_after(start_after.clone())
                 .set_continuation_token(token.take());
             let answer = self.send(&what, RequestKind::List, 0, request.send()).await?;
             let mut objects = Vec::with_capacity(answer.contents().len());

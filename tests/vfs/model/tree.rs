@@ -469,17 +469,14 @@ impl Tree {
             node.content.loosen(loose);
             node.mtime = now;
         }
-        let mode = set.mode.map(|mode| mode & 0o7777);
-        if set.uid.is_some() || set.gid.is_some() {
-            node.owner = (set.uid.unwrap_or(node.owner.0), set.gid.unwrap_or(node.owner.1));
-            if !node.is_dir() {
-                node.clear_privileges();
-            }
-        }
-        node.mode = mode.unwrap_or(node.mode);
-        if set.size.is_some() && uid != 0 {
+        let changes_owner = set.uid.is_some() || set.gid.is_some();
+        let takes_privileges = changes_owner || set.size.is_some() || *set == SetAttr::default();
+        if let Some(mode) = set.mode {
+            node.mode = mode & 0o7777;
+        } else if takes_privileges && !node.is_dir() && (set.size.is_none() || uid != 0) {
             node.clear_privileges();
         }
+        node.owner = (set.uid.unwrap_or(node.owner.0), set.gid.unwrap_or(node.owner.1));
         let time = |time: SetTime| match time {
             SetTime::Now => now,
             SetTime::At(at) => at,
@@ -535,9 +532,9 @@ fn check_xattr_name(name: &[u8]) -> Result<(), i32> {
         return Err(libc::ERANGE);
     }
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    match spaces.iter().find(|space| name.starts_with(space)) {
-        None => Err(libc::EOPNOTSUPP),
-        Some(space) if space.len() == name.len() => Err(libc::EINVAL),
-        Some(_) => Ok(()),
+    if spaces.contains(&name) {
+        return Err(libc::EINVAL);
     }
+    let known = spaces.iter().any(|space| name.starts_with(space) && space.len() < name.len());
+    if known { Ok(()) } else { Err(libc::EOPNOTSUPP) }
 }

@@ -3,10 +3,23 @@
 use gravitonfs::base::attr::FileKind;
 use gravitonfs::base::name::Name;
 use gravitonfs::base::time::{Clock, Timestamp};
-use gravitonfs::vfs::{AllocateMode, Attr, Caller, Error, OpenFlags, SetAttr, Written};
+use gravitonfs::vfs::{AllocateMode, Attr, Caller, Error, OpenFlags, Rights, SetAttr, Written};
 
 use super::super::model::tree::{Answer, Id, Node, Op, Outcome, Place};
 use super::{Moment, Run, Version};
+
+/// Somebody in all groups and without capabilities.
+struct Member;
+
+impl Rights for Member {
+    fn is_in_group(&self, _: u32) -> bool {
+        true
+    }
+
+    fn keeps_set_id(&self) -> bool {
+        false
+    }
+}
 
 impl Run {
     pub(super) fn perform(&mut self, op: &Op) -> bool {
@@ -166,7 +179,7 @@ impl Run {
             Ok(attr) => (Ok(Answer::Node(id)), Some(attr)),
             Err(error) => (Err(errno(&error)), None),
         };
-        let owner = |owner: &(u32, u32)| Caller { uid: owner.0, gid: owner.1, pid: 1 };
+        let owner = |owner: &(u32, u32)| Caller { uid: owner.0, gid: owner.1, ..Caller::ROOT };
         match op {
             Op::Lookup(at) => {
                 let (dir, name) = named(at);
@@ -221,18 +234,23 @@ impl Run {
                 done(wait.block_on(vfs.rename((from.0, &from.1), (to.0, &to.1), *mode)))
             }
             Op::Setattr { node, uid, set } => {
-                done(vfs.setattr(&Caller { uid: *uid, gid: 0, pid: 1 }, ino(node), set).map(drop))
+                let rights: &dyn Rights = if *uid == 0 { Caller::ROOT.rights } else { &Member };
+                done(vfs.setattr(&Caller { uid: *uid, rights, ..Caller::ROOT }, ino(node), set).map(drop))
             }
             Op::Read { node, window } => {
                 let read = vfs.read(fh(node), window.start, window.len() as u32);
                 bytes(wait.block_on(read).map(|data| data.to_vec()))
             }
             Op::Write { node, offset, data, kill_privileges } => {
-                let written = match vfs.write(fh(node), *offset, data, *kill_privileges) {
+                let written = match vfs.write(fh(node), *offset, data) {
                     Ok(Written::Now(len)) => Ok(len),
                     Ok(Written::Later(later)) => wait.block_on(later),
                     Err(error) => Err(error),
                 };
+                if *kill_privileges && written.is_ok() {
+                    let writer = Caller { uid: 1, rights: &Member, ..Caller::ROOT };
+                    vfs.kill_privileges(fh(node), Some(&writer)).expect("the handle is open");
+                }
                 (written.map(|len| Answer::Count(u64::from(len))).map_err(|error| errno(&error)), None)
             }
             Op::Allocate { node, range, mode, keep_size } => {

@@ -1,0 +1,192 @@
+//! Large transfers of local files past the page cache. What is staged, sent and kept as an object is read again seldom and
+//! cached by ourselves; pages for it would cost a copy, and on a virtual machine a page that the host must supply first.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::sync::{Mutex, PoisonError};
+
+/// What O_DIRECT wants offsets, lengths and addresses to be a multiple of: the largest logical block of any disk.
+const ALIGN: usize = 4096;
+
+/// Transfers below this go through the page cache: they are cheap to copy and may well be read again.
+pub(super) const DIRECT_BYTES_MIN: usize = 256 << 10;
+
+/// Bytes of one transfer: enough to keep a disk busy, still in the CPU's cache after they were copied into a bounce buffer,
+/// and not so many that whoever else uses the disk waits long behind them.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Buffers kept for the next transfer: about as many as transfers run at once on a machine with few cores.
+const BOUNCES_KEPT: usize = 4;
+
+/// Aligned buffers, used again: fresh memory costs more than the copy.
+#[derive(Default)]
+pub(super) struct DirectIo {
+    /// Leaf lock.
+    idle: Mutex<Vec<Vec<u8>>>,
+}
+
+impl DirectIo {
+    /// Writes all of `data` at `offset`, whole pages of it past the page cache if it is large and the filesystem can.
+    pub(super) fn write_all_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        let Some((direct, middle)) = whole_pages(OpenOptions::new().write(true), file, data.len(), offset)
+        else {
+            return file.write_all_at(data, offset);
+        };
+        let (head, rest) = data.split_at(middle.start);
+        let (pages, _) = rest.split_at(middle.len());
+        // Ascending, so that the file never has a hole to fill.
+        file.write_all_at(head, offset)?;
+        let start = offset + middle.start as u64;
+        let mut bounce = (pages.as_ptr().align_offset(ALIGN) != 0).then(|| self.take());
+        let mut written = 0;
+        let mut outcome = Ok(());
+        for piece in pages.chunks(PIECE_BYTES) {
+            let len = match &mut bounce {
+                None => write_pages(&direct, piece, start + written as u64),
+                Some(bounce) => write_pages(&direct, copied(piece, bounce), start + written as u64),
+            };
+            written += *len.as_ref().unwrap_or(&0);
+            if !matches!(len, Ok(len) if len == piece.len()) {
+                outcome = len.map(drop);
+                break;
+            }
+        }
+        bounce.into_iter().for_each(|bounce| self.give_back(bounce));
+        outcome?;
+        file.write_all_at(rest.get(written..).unwrap_or_default(), start + written as u64)
+    }
+
+    /// Fills `buf` from `offset`, whole pages of it past the page cache if it is large and the filesystem can.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before the range does.
+    pub(super) fn read_exact_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let Some((direct, middle)) = whole_pages(OpenOptions::new().read(true), file, buf.len(), offset)
+        else {
+            return file.read_exact_at(buf, offset);
+        };
+        let mut read = middle.start;
+        let mut bounce = self.take();
+        let (_, buffer) = aligned(&mut bounce);
+        for piece in buf.get_mut(middle.clone()).unwrap_or_default().chunks_mut(PIECE_BYTES) {
+            let Some(buffer) = buffer.get_mut(..piece.len()) else { break };
+            match direct.read_at(buffer, offset + read as u64) {
+                Ok(len) if len == piece.len() => {
+                    piece.copy_from_slice(buffer);
+                    read += len;
+                }
+                Ok(_) => break,
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
+                Err(error) => {
+                    self.give_back(bounce);
+                    return Err(error);
+                }
+            }
+        }
+        self.give_back(bounce);
+        let (head, rest) = buf.split_at_mut(read);
+        let head = head.get_mut(..middle.start).unwrap_or_default();
+        file.read_exact_at(head, offset)?;
+        file.read_exact_at(rest, offset + read as u64)
+    }
+
+    fn take(&self) -> Vec<u8> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.unwrap_or_else(|| vec![0; PIECE_BYTES + ALIGN])
+    }
+
+    fn give_back(&self, bounce: Vec<u8>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < BOUNCES_KEPT {
+            idle.push(bounce);
+        }
+    }
+}
+
+/// The file opened for direct transfers, and the whole pages of a transfer of `len` bytes at `offset`, relative to it; None
+/// if it is too small or the filesystem cannot.
+fn whole_pages(mode: &mut OpenOptions, file: &File, len: usize, offset: u64) -> Option<(File, Range<usize>)> {
+    if len < DIRECT_BYTES_MIN {
+        return None;
+    }
+    let into_page = usize::try_from(offset % ALIGN as u64).expect("below a page");
+    let start = (ALIGN - into_page) % ALIGN;
+    let pages = (len - start) / ALIGN * ALIGN;
+    // By descriptor: whatever the file is called by now, it is the same file. Flags belong to the open file, and the one
+    // we have serves small transfers.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let direct = mode.custom_flags(libc::O_DIRECT).open(path);
+    direct.ok().map(|direct| (direct, start..start + pages))
+}
+
+/// Writes aligned memory past the page cache and returns how much was: less than all where the filesystem refuses what it
+/// seemed to allow, or after a short write, which leaves the rest unaligned.
+fn write_pages(direct: &File, pages: &[u8], offset: u64) -> io::Result<usize> {
+    match direct.write_at(pages, offset) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(0),
+        written => written,
+    }
+}
+
+/// `piece` in an aligned place.
+fn copied<'a>(piece: &[u8], bounce: &'a mut [u8]) -> &'a [u8] {
+    let (_, buffer) = aligned(bounce);
+    let copy = buffer.get_mut(..piece.len()).expect("a bounce buffer holds a piece");
+    copy.copy_from_slice(piece);
+    copy
+}
+
+/// The aligned part of a buffer, and what is before it.
+fn aligned(buffer: &mut [u8]) -> (&mut [u8], &mut [u8]) {
+    let skip = buffer.as_ptr().align_offset(ALIGN);
+    buffer.split_at_mut(skip)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that tell every position from its neighbours, whatever the page.
+    fn pattern(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+    }
+
+    #[test]
+    fn transfers_of_any_alignment_leave_and_bring_exactly_their_bytes() {
+        let file = tempfile::tempfile().expect("temporary file");
+        let io = DirectIo::default();
+        let mut model = vec![0; 3 << 20];
+        let data = pattern(2 << 20);
+        let cases = [
+            (0, DIRECT_BYTES_MIN),
+            (1, DIRECT_BYTES_MIN),
+            (4095, (2 << 20) - 7),
+            (123_456, 1_500_001),
+            (8192, 100),
+        ];
+        file.write_all_at(&model, 0).expect("write");
+        for (offset, len) in cases {
+            io.write_all_at(&file, &data[..len], offset as u64).expect("write");
+            model[offset..offset + len].copy_from_slice(&data[..len]);
+            let mut plain = vec![0; model.len()];
+            file.read_exact_at(&mut plain, 0).expect("read");
+            assert!(plain == model, "written at {offset}, {len} bytes");
+            let mut read = vec![0xee; len];
+            io.read_exact_at(&file, &mut read, offset as u64).expect("read");
+            assert!(read == data[..len], "read at {offset}, {len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_an_error() {
+        let file = tempfile::tempfile().expect("temporary file");
+        let io = DirectIo::default();
+        io.write_all_at(&file, &pattern(1 << 20), 0).expect("write");
+        let mut buf = vec![0; 1 << 20];
+        let error = io.read_exact_at(&file, &mut buf, 1).expect_err("one byte is missing");
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
