@@ -34,6 +34,11 @@ const READAHEAD_BYTES: u64 = MIB;
 /// lives in another mount namespace, and would for ever.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
+/// A process between fork and exec has the files of its parent open for a moment, and one that ends has its own: nobody who
+/// looks finds them.
+const BUSY_PATIENCE: Duration = Duration::from_millis(500);
+const BUSY_STEP: Duration = Duration::from_millis(10);
+
 /// How often a drain tells how far it is, and a mount without a name looks whether files are still open.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -369,6 +374,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Takes our mount off; one that is busy is tried again for a moment.
+    fn unmount_when_free(&self) -> io::Result<()> {
+        let begin = Instant::now();
+        loop {
+            match self.unmount_own(Mode::Plain) {
+                Err(error)
+                    if error.kind() == io::ErrorKind::ResourceBusy && begin.elapsed() < BUSY_PATIENCE =>
+                {
+                    std::thread::sleep(BUSY_STEP);
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     /// Takes our mount off, if it is still the one at its place.
     fn unmount_own(&self, mode: Mode) -> io::Result<()> {
         match mounted_at(&self.mountpoint)? {
@@ -421,7 +441,7 @@ impl Handler for Shared {
     fn unmount(&self, timeout_seconds: Option<u64>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let watcher = self.lifecycle.watch();
         if self.lifecycle.is_serving() {
-            match self.unmount_own(Mode::Plain) {
+            match self.unmount_when_free() {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                     return Err(client::busy(&self.mountpoint));

@@ -39,9 +39,9 @@ enum Publication {
 }
 
 impl Publication {
-    fn ino(&self) -> Option<Ino> {
+    fn inode(&self) -> Option<&Arc<Inode>> {
         match self {
-            Self::Seals(inode, _) => Some(inode.ino),
+            Self::Seals(inode, _) => Some(inode),
             Self::Pack(..) => None,
         }
     }
@@ -61,6 +61,9 @@ struct Waiting {
     queue: VecDeque<Publication>,
     /// One is out of the queue and not done.
     busy: bool,
+    /// Inodes whose content could not be committed although the store has it: kept in memory, and tried again when
+    /// somebody asks for everything.
+    failed: Vec<Arc<Inode>>,
 }
 
 impl PublishQueue {
@@ -110,7 +113,14 @@ impl PublishQueue {
     /// How many inodes wait.
     pub(super) fn len(&self) -> usize {
         let waiting = lock(&self.waiting);
-        waiting.queue.len() + usize::from(waiting.busy)
+        waiting.queue.len() + usize::from(waiting.busy) + waiting.failed.len()
+    }
+
+    fn add_failed(&self, inode: Arc<Inode>) {
+        let mut waiting = lock(&self.waiting);
+        if !waiting.failed.iter().any(|known| known.ino == inode.ino) {
+            waiting.failed.push(inode);
+        }
     }
 }
 
@@ -145,14 +155,34 @@ impl Vfs {
                     }
                     let Some(vfs) = vfs.upgrade() else { return };
                     if let Err(error) = vfs.carry_out(&publication) {
-                        let ino = publication.ino();
-                        tracing::error!(%error, ino = ino.map(|ino| ino.0), "publish content");
-                        ino.into_iter().for_each(|ino| vfs.note_failure(ino, &error));
+                        let inode = publication.inode();
+                        tracing::error!(%error, ino = inode.map(|inode| inode.ino.0), "publish content");
+                        if let Some(inode) = inode {
+                            vfs.note_failure(inode.ino, &error);
+                            queue.add_failed(Arc::clone(inode));
+                        }
                     }
                     queue.done();
                 }
             }),
         );
+    }
+
+    /// Commits everything staged so far.
+    ///
+    /// # Errors
+    /// Of the metadata: something is still not committed.
+    pub(super) async fn publish_everything(&self) -> Result<()> {
+        self.publishing.emptied().await;
+        let failed = std::mem::take(&mut lock(&self.publishing.waiting).failed);
+        let mut outcome = Ok(());
+        for inode in failed {
+            if let Err(error) = self.publish_acknowledged(&inode).await {
+                self.publishing.add_failed(inode);
+                outcome = Err(error);
+            }
+        }
+        outcome
     }
 
     fn carry_out(&self, publication: &Publication) -> Result<()> {
@@ -243,7 +273,9 @@ impl Vfs {
             // A time that was set by hand since, which may be in the future, says nothing of the last change.
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
-                if seal.touched <= self.clock.now() {
+                // Without content it tells a time that was set by hand, and so does one that is still to come.
+                let has_content = seal.cut.is_some() || !seal.extents.is_empty();
+                if has_content && seal.touched <= self.clock.now() {
                     row.ctime = row.ctime.max(seal.touched);
                 }
             }

@@ -65,8 +65,7 @@ impl Vfs {
     pub async fn settle(self: &Arc<Self>) -> Result<()> {
         self.stage_everything().await?;
         self.blocks.seal().await?;
-        self.publishing.emptied().await;
-        Ok(())
+        self.publish_everything().await
     }
 
     /// Files whose staged content is not committed yet, and bytes that are only in memory.

@@ -189,6 +189,11 @@ impl Volume {
         self.directory.path().join("mnt")
     }
 
+    /// The temporary directory with everything of this test in it.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.path().to_owned()
+    }
+
     /// A path below the mountpoint.
     pub fn path(&self, name: &str) -> PathBuf {
         self.mountpoint().join(name)

@@ -232,6 +232,19 @@ pub fn let_sigusr1_interrupt() {
     }
 }
 
+/// Closes what is open below the temporary directories of other tests.
+fn close_files_of_others(own: &Path) {
+    let tests = own.parent().expect("a test has a directory below the one for temporary files");
+    for entry in std::fs::read_dir("/proc/self/fd").expect("list").flatten() {
+        let descriptor = entry.file_name().to_string_lossy().parse().expect("a number");
+        let is_others = |target: &Path| target.starts_with(tests) && !target.starts_with(own);
+        if std::fs::read_link(entry.path()).is_ok_and(|target| is_others(&target)) {
+            // SAFETY: the values that own these descriptors are not used in this process.
+            unsafe { libc::close(descriptor) };
+        }
+    }
+}
+
 /// Another process, which ends when this value is dropped.
 pub struct Child {
     pid: libc::pid_t,
@@ -239,12 +252,17 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a process that does `act` and exits with what it returns. It shares open files with this one.
-    pub fn start(act: impl FnOnce() -> u8) -> Self {
+    /// Starts a process that does `act` and exits with what it returns. It shares open files with this one, but those of
+    /// mounts other than the one in `own`, whose tests would find them busy.
+    pub fn start(own: &Path, act: impl FnOnce() -> u8) -> Self {
         // SAFETY: the child does what was asked and exits without running anything of the test's.
         let pid = unsafe { libc::fork() };
         assert!(0 <= pid, "fork: {}", Error::last_os_error());
         if pid == 0 {
+            let act = || {
+                close_files_of_others(own);
+                act()
+            };
             let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act)).unwrap_or(255);
             // SAFETY: ends the child here.
             unsafe { libc::_exit(i32::from(code)) };

@@ -207,8 +207,13 @@ prepare() {
             postgres_bin=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
             [ -n "$postgres_bin" ]
         }
-        postgres_found || need initdb postgresql
-        postgres_found
+        if ! postgres_found; then
+            # No server of the machine's own shall come with it.
+            need pg_createcluster postgresql-common
+            sed -i 's/^#*create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+            need initdb postgresql
+            postgres_found
+        fi
         # It runs as a user of its own.
         mount_options=(-o allow_other)
         ;;

@@ -10,7 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::command::{LIMIT, require, run_within, script};
-use crate::mount::{Volume, number, on_each_backend};
+use crate::mount::{Backend, Volume, number, on_each_backend};
+use crate::s3::{Mode, S3Server};
 use crate::tree::{MIB, write_noise};
 
 on_each_backend! {
@@ -251,4 +252,26 @@ fn status_tells_when_changes_are_refused_and_when_the_volume_has_diverged(volume
         assert_eq!(number(&status, "files"), 2, "what the store holds: {status}");
     }
     assert_eq!(volume.objects(), before, "asking changes nothing");
+}
+
+/// What the whole stack makes of a server like Garage 2.5: mounted, told, and everything is found again.
+#[test]
+fn a_server_that_ignores_conditions_is_told_and_keeps_the_volume() {
+    let mut volume = Volume::new(Backend::S3);
+    let server = S3Server::start(Mode::IgnoreConditional);
+    server.create_bucket("bucket");
+    volume.server = Some(server);
+    volume.mount();
+    let digest = write_noise(&volume.path("file"), b"", 7, 3 * MIB);
+    assert_eq!(volume.status()["fencing"], "lease");
+    volume.remount_from_the_store_alone();
+    assert_eq!(crate::tree::digest(&volume.path("file")), digest);
+    volume.umount();
+    let records: Vec<_> =
+        volume.objects().into_iter().map(|(key, _)| key).filter(|key| key.contains("journal/")).collect();
+    assert!(4 <= records.len(), "{records:?}");
+    assert!(
+        records.iter().all(|key| key.matches('-').count() == 2),
+        "names of each writer's own: {records:?}"
+    );
 }

@@ -39,7 +39,7 @@ fn try_elsewhere(volume: &Volume, kind: LockKind, wanted: Lock, range: (i64, i64
         Ok(()) => 0,
         Err(error) => u8::try_from(error.raw_os_error().unwrap_or(255)).unwrap_or(255),
     };
-    Child::start(attempt).wait().expect("no signal")
+    Child::start(&volume.directory(), attempt).wait().expect("no signal")
 }
 
 fn locks_exclude_other_processes_until_they_are_released(volume: &Volume) {
@@ -56,8 +56,9 @@ fn locks_exclude_other_processes_until_they_are_released(volume: &Volume) {
 
         // On close, which somebody waits for.
         lock(&file, kind, Lock::Exclusive, WHOLE, false).expect("lock");
-        let mut waiting =
-            Child::start(|| u8::from(lock(&open(volume), kind, Lock::Exclusive, WHOLE, true).is_err()));
+        let mut waiting = Child::start(&volume.directory(), || {
+            u8::from(lock(&open(volume), kind, Lock::Exclusive, WHOLE, true).is_err())
+        });
         if kind != LockKind::Posix {
             // The child has the open file too.
             lock(&file, kind, Lock::None, WHOLE, false).expect("unlock");
@@ -67,7 +68,7 @@ fn locks_exclude_other_processes_until_they_are_released(volume: &Volume) {
 
         // On death.
         let (ready, is_ready) = std::io::pipe().map(|(read, write)| (write, read)).expect("pipe");
-        let holder = Child::start(|| {
+        let holder = Child::start(&volume.directory(), || {
             let file = open(volume);
             lock(&file, kind, Lock::Exclusive, WHOLE, false).expect("lock");
             (&ready).write_all(b"1").expect("tell");
@@ -103,7 +104,7 @@ fn a_process_that_waits_for_a_lock_can_be_interrupted(volume: &Volume) {
     for kind in KINDS {
         let file = open(volume);
         lock(&file, kind, Lock::Exclusive, WHOLE, false).expect("lock");
-        let mut waiting = Child::start(|| {
+        let mut waiting = Child::start(&volume.directory(), || {
             let_sigusr1_interrupt();
             let refused = lock(&open(volume), kind, Lock::Exclusive, WHOLE, true).err();
             u8::try_from(refused.and_then(|error| error.raw_os_error()).unwrap_or(0)).unwrap_or(255)
@@ -139,7 +140,8 @@ fn processes_that_append_lose_nothing(volume: &Volume) {
         }
         0
     };
-    let children: Vec<_> = (0..PROCESSES).map(|process| Child::start(|| append(process))).collect();
+    let children: Vec<_> =
+        (0..PROCESSES).map(|process| Child::start(&volume.directory(), || append(process))).collect();
     children.into_iter().for_each(|mut child| assert_eq!(child.wait(), Some(0)));
     for is_remounted in [false, true] {
         if is_remounted {
@@ -172,7 +174,7 @@ fn one_of_several_processes_makes_a_name(volume: &Volume) {
         });
         u8::try_from(made.count()).expect("at most as many as there are")
     };
-    let children: Vec<_> = (0..PROCESSES).map(|_| Child::start(claim)).collect();
+    let children: Vec<_> = (0..PROCESSES).map(|_| Child::start(&volume.directory(), claim)).collect();
     let made: i32 = children.into_iter().map(|mut child| child.wait().expect("no signal")).sum();
     assert_eq!(made, i32::from(NAMES), "each name has one maker");
 }

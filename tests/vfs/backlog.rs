@@ -126,12 +126,14 @@ fn a_time_set_after_the_last_write_outlives_a_kill_and_so_does_the_time_of_a_cut
 
     world.write(fh, 0, &[2; 4_000]);
     world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
-    let old = gravitonfs::base::time::Timestamp { secs: 1_000_000, nanos: 7 };
-    let set = SetAttr { mtime: Some(SetTime::At(old)), ..SetAttr::default() };
-    world.vfs().setattr(&ROOT, ino, &set).unwrap();
+    // One that lies ahead, too: it is no time of a change.
+    let ahead = gravitonfs::base::time::Timestamp { secs: 1 << 33, nanos: 7 };
+    let set = SetAttr { mtime: Some(SetTime::At(ahead)), ..SetAttr::default() };
+    let set = world.vfs().setattr(&ROOT, ino, &set).unwrap();
     world.kill_and_remount();
     let (ino, fh) = world.open("f");
-    assert_eq!(world.vfs().getattr(ino).unwrap().mtime, old, "a time set by hand");
+    let found = world.vfs().getattr(ino).unwrap();
+    assert_eq!((found.mtime, found.ctime), (ahead, set.ctime), "a time set by hand");
     let model = [vec![2; 4_000], vec![1; 1_000]].concat();
     assert!(world.read_all(fh, ino) == model);
 }
@@ -193,4 +195,25 @@ fn the_last_file_whose_bytes_could_not_be_kept_is_named() {
     world.settle();
     assert_eq!(world.vfs().last_failure().unwrap().ino, ino, "until the next");
     assert!(world.read_all(fh, ino) == vec![2; 10_000]);
+}
+
+#[test]
+fn content_that_could_not_be_committed_is_told_to_a_sync_and_tried_again_by_the_next() {
+    let world = World::new(8);
+    let (ino, fh) = world.create("f");
+    world.set_unreachable(true);
+    world.write(fh, 0, &[3; 10_000]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    world.set_log_full(true);
+    world.set_unreachable(false);
+    for _ in 0..2 {
+        assert!(world.runtime.block_on(world.vfs().settle()).is_err(), "it is not in the store's metadata");
+    }
+    world.vfs().release(fh);
+    world.set_log_full(false);
+    world.settle();
+    assert_eq!(world.vfs().statfs().unwrap().logical_bytes, 10_000, "committed");
+    let (again, fh) = world.open("f");
+    assert_eq!(again, ino);
+    assert!(world.read_all(fh, ino) == vec![3; 10_000]);
 }

@@ -173,6 +173,14 @@ impl Node {
         self.ctime = now;
     }
 
+    /// Moves the atime as relatime has it.
+    pub(crate) fn is_read(&mut self, now: Timestamp) {
+        let is_stale = self.atime <= self.mtime || self.atime <= self.ctime;
+        if is_stale || self.atime.secs + 24 * 3600 <= now.secs {
+            self.atime = now;
+        }
+    }
+
     fn clear_privileges(&mut self) {
         self.mode &= !libc::S_ISUID;
         if self.mode & libc::S_IXGRP != 0 {
@@ -219,12 +227,7 @@ impl Tree {
             Op::Setattr { node, uid, set } => self.setattr(*node, *uid, set, now),
             Op::Read { node, window } => {
                 let node = self.node_mut(*node)?;
-                if node.atime <= node.mtime
-                    || node.atime <= node.ctime
-                    || node.atime.secs + 24 * 3600 <= now.secs
-                {
-                    node.atime = now;
-                }
+                node.is_read(now);
                 Ok(Answer::Bytes(node.content.read(*window)))
             }
             Op::Write { node, offset, data, kill_privileges } => {
@@ -532,9 +535,9 @@ fn check_xattr_name(name: &[u8]) -> Result<(), i32> {
         return Err(libc::ERANGE);
     }
     let spaces: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    if spaces.contains(&name) {
-        return Err(libc::EINVAL);
+    match spaces.iter().find(|space| name.starts_with(space)) {
+        None => Err(libc::EOPNOTSUPP),
+        Some(space) if space.len() == name.len() => Err(libc::EINVAL),
+        Some(_) => Ok(()),
     }
-    let known = spaces.iter().any(|space| name.starts_with(space) && space.len() < name.len());
-    if known { Ok(()) } else { Err(libc::EOPNOTSUPP) }
 }

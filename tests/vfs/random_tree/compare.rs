@@ -10,7 +10,7 @@ use gravitonfs::vfs::{DirEntry, DirSink, OpenFlags, Whence};
 
 use super::super::model::tree::{Answer, Id, Node, Op, ROOT_ID};
 use super::super::world::ROOT;
-use super::{FUTURE_SECS, Listing, Moment, Run};
+use super::{Listing, Moment, Run};
 
 impl Run {
     pub(super) fn listing_step(&mut self) {
@@ -26,7 +26,7 @@ impl Run {
         let room = self.below(5) as usize + 1;
         let (dir, after) = (self.listings[at].dir, self.listings[at].after);
         let mut sink = Page { room, after, entries: Vec::new() };
-        self.list(dir, after, &mut sink);
+        self.readdir(dir, after, &mut sink);
         let listing = &mut self.listings[at];
         listing.after = sink.after;
         let names: Vec<Vec<u8>> = sink.entries.iter().map(|entry| entry.0.clone()).collect();
@@ -42,16 +42,6 @@ impl Run {
             assert!(missed.is_empty(), "{dir} does not list {missed:?}");
         }
         self.note(format!("list {dir} after {after}: {}", names.len()));
-    }
-
-    /// Whoever begins to list a directory reads it.
-    fn list(&mut self, dir: Id, after: u64, page: &mut Page) {
-        self.find_atime(dir);
-        let now = self.clock.now();
-        self.world.vfs().readdir(self.inos[&dir], after, page).unwrap();
-        if after == 0 {
-            self.tree.apply(&Op::Read { node: dir, window: ByteRange::new(0, 0) }, now).unwrap();
-        }
     }
 
     pub(super) fn check_entry(&self, dir: Id, name: &[u8], ino: Ino, kind: FileKind) {
@@ -72,14 +62,12 @@ impl Run {
 
     /// Takes over an atime that may have been lost.
     pub(super) fn find_atime(&mut self, id: Id) {
-        let is_open = self.handles.iter().any(|handle| handle.node == id);
-        let is_known = is_open || id == ROOT_ID || 0 < self.lookups.get(&id).copied().unwrap_or(0);
-        if self.unknown.remove(&id) || !is_known {
+        if self.unknown.remove(&id) {
             let node = self.tree.nodes.get_mut(&id).unwrap();
             let found = self.world.vfs().getattr(self.inos[&id]).unwrap().atime;
-            // One that was set to the future is later than the renewed one.
-            let is_earlier = found <= node.atime || FUTURE_SECS <= found.secs;
-            assert!(is_earlier, "atime of {id} is {found:?} not {:?}", node.atime);
+            // A directory's may go back from now to what was set by hand, which may be later.
+            let is_older = found <= node.atime || node.is_dir();
+            assert!(is_older, "atime of {id} is {found:?} not {:?}", node.atime);
             node.atime = found;
         }
     }
@@ -212,9 +200,28 @@ impl Run {
         });
     }
 
+    fn readdir(&mut self, id: Id, after: u64, page: &mut Page) {
+        self.find_atime(id);
+        let begin = self.clock.now();
+        self.world.vfs().readdir(self.inos[&id], after, page).unwrap();
+        if after != 0 {
+            return;
+        }
+        let end = self.clock.now();
+        let is_known = 0 < self.lookups.get(&id).copied().unwrap_or(0);
+        let node = self.tree.nodes.get_mut(&id).expect("listed");
+        if is_known {
+            node.is_read(begin);
+            self.check_attr(id, Moment { begin, end });
+        } else {
+            node.is_read(end);
+            self.unknown.insert(id);
+        }
+    }
+
     pub(super) fn check_dir(&mut self, id: Id) {
         let mut page = Page { room: usize::MAX, after: 0, entries: Vec::new() };
-        self.list(id, 0, &mut page);
+        self.readdir(id, 0, &mut page);
         assert_eq!(page.entries.len(), self.tree.nodes[&id].entries.len() + 2, "entries of {id}");
         for (name, ino, kind) in &page.entries {
             self.check_entry(id, name, *ino, *kind);
