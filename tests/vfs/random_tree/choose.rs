@@ -8,7 +8,7 @@ use gravitonfs::vfs::{Error, OpenFlags, RenameMode, SetAttr, SetTime, SetXattr};
 use super::super::model::tree::{Id, Op, Place, ROOT_ID};
 use super::super::world::ROOT;
 use super::perform::errno;
-use super::{HANDLES_MAX, Handle, Moment, NODES_MAX, Run};
+use super::{FUTURE_SECS, HANDLES_MAX, Handle, Moment, NODES_MAX, Run};
 
 impl Run {
     pub(super) fn step(&mut self) {
@@ -226,7 +226,7 @@ impl Run {
             0 => None,
             1 => Some(SetTime::Now),
             _ => Some(SetTime::At(Timestamp {
-                secs: self.pick(&[-1_000, -1, 0, 1 << 33]),
+                secs: self.pick(&[-1_000, -1, 0, FUTURE_SECS]),
                 nanos: self.below(1_000_000_000) as u32,
             })),
         };

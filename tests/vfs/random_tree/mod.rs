@@ -39,6 +39,9 @@ const HANDLES_MAX: usize = 12;
 /// Everything is compared after this many operations.
 const CHECK_EVERY: u64 = 500;
 
+/// A time to set that no clock of a run reaches, in seconds.
+const FUTURE_SECS: i64 = 1 << 33;
+
 const TRACE_LINES: usize = 60;
 
 #[test]
