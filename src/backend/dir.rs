@@ -52,7 +52,7 @@ impl DirObjectStore {
             identity: (metadata.dev(), metadata.ino()),
             root,
             tag: format!("{}-{}", std::process::id(), since_1970.as_nanos()),
-            io: DirectIo::default(),
+            io: Arc::default(),
             durable_dirs: Mutex::default(),
             temporaries: AtomicU64::new(0),
         };
@@ -142,7 +142,7 @@ struct Tree {
     identity: (u64, u64),
     /// Begins the names of our temporary files; no other store, in whatever process, has the same.
     tag: String,
-    io: DirectIo,
+    io: Arc<DirectIo>,
     /// Directories whose own entry is known to be durable: synced once per process, not once per object.
     durable_dirs: Mutex<HashSet<PathBuf>>,
     /// Temporary files made so far, to name the next.
@@ -180,9 +180,8 @@ impl Tree {
             let detail = format!("get {key}: range {range:?} ends beyond the object's {len} bytes");
             return Err(Error::new(Kind::Corrupt, detail));
         }
-        let mut buffer = vec![0; usize::try_from(range.len()).expect("addresses have 64 bits")];
-        self.io.read_exact_at(&file, &mut buffer, range.start).map_err(io)?;
-        Ok(Bytes::from(buffer))
+        let len = usize::try_from(range.len()).expect("addresses have 64 bits");
+        self.io.read(&file, len, range.start).map_err(io)
     }
 
     fn head(&self, key: &ObjectKey) -> Result<ObjectMeta> {

@@ -6,7 +6,9 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
 
 /// What O_DIRECT wants offsets, lengths and addresses to be a multiple of: the largest logical block of any disk.
 const ALIGN: usize = 4096;
@@ -21,11 +23,37 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Buffers kept for the next transfer: about as many as transfers run at once on a machine with few cores.
 const BOUNCES_KEPT: usize = 4;
 
+/// The same for whole transfers: of those that run at once. Their memory is counted by whoever reads so much.
+const LARGE_KEPT: usize = 4;
+
 /// Aligned buffers, used again: fresh memory costs more than the copy.
 #[derive(Default)]
 pub(super) struct DirectIo {
     /// Leaf lock.
     idle: Mutex<Vec<Vec<u8>>>,
+    /// For whole transfers; leaf lock.
+    idle_large: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Memory that comes back when nobody reads it any more.
+struct Lent {
+    io: Arc<DirectIo>,
+    memory: Vec<u8>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.memory
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut idle = self.io.idle_large.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < LARGE_KEPT {
+            idle.push(std::mem::take(&mut self.memory));
+        }
+    }
 }
 
 impl DirectIo {
@@ -69,28 +97,60 @@ impl DirectIo {
             return file.read_exact_at(buf, offset);
         };
         let mut read = middle.start;
-        let mut bounce = self.take();
-        let (_, buffer) = aligned(&mut bounce);
-        for piece in buf.get_mut(middle.clone()).unwrap_or_default().chunks_mut(PIECE_BYTES) {
-            let Some(buffer) = buffer.get_mut(..piece.len()) else { break };
-            match direct.read_at(buffer, offset + read as u64) {
-                Ok(len) if len == piece.len() => {
-                    piece.copy_from_slice(buffer);
-                    read += len;
+        let pages = buf.get_mut(middle.clone()).unwrap_or_default();
+        let mut bounce = (pages.as_ptr().align_offset(ALIGN) != 0).then(|| self.take());
+        let mut outcome = Ok(());
+        for piece in pages.chunks_mut(PIECE_BYTES) {
+            let len = match &mut bounce {
+                None => read_pages(&direct, piece, offset + read as u64),
+                Some(bounce) => {
+                    let (_, buffer) = aligned(bounce);
+                    let buffer = buffer.get_mut(..piece.len()).expect("a bounce buffer holds a piece");
+                    read_pages(&direct, buffer, offset + read as u64)
+                        .inspect(|_| piece.copy_from_slice(buffer))
                 }
-                Ok(_) => break,
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
-                Err(error) => {
-                    self.give_back(bounce);
-                    return Err(error);
-                }
+            };
+            read += *len.as_ref().unwrap_or(&0);
+            if !matches!(len, Ok(len) if len == piece.len()) {
+                outcome = len.map(drop);
+                break;
             }
         }
-        self.give_back(bounce);
+        bounce.into_iter().for_each(|bounce| self.give_back(bounce));
+        outcome?;
         let (head, rest) = buf.split_at_mut(read);
         let head = head.get_mut(..middle.start).unwrap_or_default();
         file.read_exact_at(head, offset)?;
         file.read_exact_at(rest, offset + read as u64)
+    }
+
+    /// The bytes of the file from `offset` on, `len` of them, in memory that is used again.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` if the file ends before the range does.
+    pub(super) fn read(self: &Arc<Self>, file: &File, len: usize, offset: u64) -> io::Result<Bytes> {
+        if len < DIRECT_BYTES_MIN {
+            let mut buffer = vec![0; len];
+            file.read_exact_at(&mut buffer, offset)?;
+            return Ok(buffer.into());
+        }
+        let mut memory = self.take_large(len);
+        // In the memory as in the file: whole pages of one are whole pages of the other.
+        let start = memory.as_ptr().align_offset(ALIGN)
+            + usize::try_from(offset % ALIGN as u64).expect("below a page");
+        let target = memory.get_mut(start..start + len).expect("taken with room for both");
+        self.read_exact_at(file, target, offset)?;
+        Ok(Bytes::from_owner(Lent { io: self.clone(), memory }).slice(start..start + len))
+    }
+
+    /// Memory for `len` bytes at any place in a page.
+    fn take_large(&self, len: usize) -> Vec<u8> {
+        let needed = len + 2 * ALIGN;
+        let mut idle = self.idle_large.lock().unwrap_or_else(PoisonError::into_inner);
+        let fitting = idle.iter().position(|memory| needed <= memory.len());
+        let found = fitting.map(|at| idle.swap_remove(at));
+        drop(idle);
+        found.unwrap_or_else(|| vec![0; needed])
     }
 
     fn take(&self) -> Vec<u8> {
@@ -131,6 +191,14 @@ fn write_pages(direct: &File, pages: &[u8], offset: u64) -> io::Result<usize> {
     }
 }
 
+/// As [`write_pages`].
+fn read_pages(direct: &File, pages: &mut [u8], offset: u64) -> io::Result<usize> {
+    match direct.read_at(pages, offset) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(0),
+        read => read,
+    }
+}
+
 /// `piece` in an aligned place.
 fn copied<'a>(piece: &[u8], bounce: &'a mut [u8]) -> &'a [u8] {
     let (_, buffer) = aligned(bounce);
@@ -157,7 +225,7 @@ mod tests {
     #[test]
     fn transfers_of_any_alignment_leave_and_bring_exactly_their_bytes() {
         let file = tempfile::tempfile().expect("temporary file");
-        let io = DirectIo::default();
+        let io = Arc::new(DirectIo::default());
         let mut model = vec![0; 3 << 20];
         let data = pattern(2 << 20);
         let cases = [
@@ -177,6 +245,7 @@ mod tests {
             let mut read = vec![0xee; len];
             io.read_exact_at(&file, &mut read, offset as u64).expect("read");
             assert!(read == data[..len], "read at {offset}, {len} bytes");
+            assert!(io.read(&file, len, offset as u64).expect("read") == data[..len], "read at {offset}");
         }
     }
 

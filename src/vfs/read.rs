@@ -65,7 +65,8 @@ impl Readahead {
             stream.used = clock;
             stream.end = stream.end.max(range.end);
             let begin = stream.ahead.max(stream.end);
-            if begin.saturating_sub(stream.end) > stream.window / 2 {
+            // In quarters: several requests are under way while one is consumed, and each is usable when it has come.
+            if begin.saturating_sub(stream.end) > stream.window / 4 * 3 {
                 return None;
             }
             stream.window = (2 * stream.window).clamp(AHEAD_BYTES_FIRST, AHEAD_BYTES_MAX);
@@ -245,6 +246,7 @@ impl Vfs {
 fn assemble(plan: &Plan, ids: &[BlockId], data: &[Bytes]) -> Result<Bytes> {
     let mut ids = ids.iter().zip(data);
     let mut current: Option<(&BlockId, &Bytes)> = None;
+    let len = usize::try_from(plan.range.len()).expect("within one request");
     let mut out = BytesMut::new();
     for (range, part) in &plan.parts {
         let bytes = match part {
@@ -266,10 +268,12 @@ fn assemble(plan: &Plan, ids: &[BlockId], data: &[Bytes]) -> Result<Bytes> {
             return Ok(bytes);
         }
         let gap = usize::try_from(range.start - plan.range.start).expect("within one request");
+        // All at once: an answer that grows is copied each time.
+        out.reserve(len - out.len());
         out.resize(gap, 0);
         out.extend_from_slice(&bytes);
     }
-    out.resize(usize::try_from(plan.range.len()).expect("within one request"), 0);
+    out.resize(len, 0);
     Ok(out.freeze())
 }
 
@@ -295,7 +299,7 @@ mod tests {
             }
             at = range.end;
         }
-        assert!(at + AHEAD_BYTES_MAX / 4 <= ahead);
+        assert!(at + AHEAD_BYTES_MAX / 2 <= ahead);
     }
 
     #[test]
