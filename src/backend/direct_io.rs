@@ -13,8 +13,12 @@ use bytes::Bytes;
 /// What O_DIRECT wants offsets, lengths and addresses to be a multiple of: the largest logical block of any disk.
 const ALIGN: usize = 4096;
 
-/// Transfers below this go through the page cache: they are cheap to copy and may well be read again.
-pub(super) const DIRECT_BYTES_MIN: usize = 256 << 10;
+/// Writes below this go through the page cache: they are cheap to copy and may well be read again.
+const DIRECT_WRITE_BYTES_MIN: usize = 256 << 10;
+
+/// Reads below this do: they bring single blocks, and whoever reads at random comes back to them. Longer ones belong to
+/// somebody who reads on.
+const DIRECT_READ_BYTES_MIN: usize = 2 << 20;
 
 /// Bytes of one transfer: enough to keep a disk busy, still in the CPU's cache after they were copied into a bounce buffer,
 /// and not so many that whoever else uses the disk waits long behind them.
@@ -59,8 +63,9 @@ impl Drop for Lent {
 impl DirectIo {
     /// Writes all of `data` at `offset`, whole pages of it past the page cache if it is large and the filesystem can.
     pub(super) fn write_all_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
-        let Some((direct, middle)) = whole_pages(OpenOptions::new().write(true), file, data.len(), offset)
-        else {
+        let is_large = DIRECT_WRITE_BYTES_MIN <= data.len();
+        let pages = || whole_pages(OpenOptions::new().write(true), file, data.len(), offset);
+        let Some((direct, middle)) = is_large.then(pages).flatten() else {
             return file.write_all_at(data, offset);
         };
         let (head, rest) = data.split_at(middle.start);
@@ -92,8 +97,9 @@ impl DirectIo {
     /// # Errors
     /// `UnexpectedEof` if the file ends before the range does.
     pub(super) fn read_exact_at(&self, file: &File, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        let Some((direct, middle)) = whole_pages(OpenOptions::new().read(true), file, buf.len(), offset)
-        else {
+        let (len, is_large) = (buf.len(), DIRECT_READ_BYTES_MIN <= buf.len());
+        let pages = || whole_pages(OpenOptions::new().read(true), file, len, offset);
+        let Some((direct, middle)) = is_large.then(pages).flatten() else {
             return file.read_exact_at(buf, offset);
         };
         let mut read = middle.start;
@@ -129,7 +135,7 @@ impl DirectIo {
     /// # Errors
     /// `UnexpectedEof` if the file ends before the range does.
     pub(super) fn read(self: &Arc<Self>, file: &File, len: usize, offset: u64) -> io::Result<Bytes> {
-        if len < DIRECT_BYTES_MIN {
+        if len < DIRECT_READ_BYTES_MIN {
             let mut buffer = vec![0; len];
             file.read_exact_at(&mut buffer, offset)?;
             return Ok(buffer.into());
@@ -166,12 +172,9 @@ impl DirectIo {
     }
 }
 
-/// The file opened for direct transfers, and the whole pages of a transfer of `len` bytes at `offset`, relative to it; None
-/// if it is too small or the filesystem cannot.
+/// The file opened for direct transfers, and the whole pages of a transfer of `len` bytes, more than one page, at `offset`,
+/// relative to it; None if the filesystem cannot.
 fn whole_pages(mode: &mut OpenOptions, file: &File, len: usize, offset: u64) -> Option<(File, Range<usize>)> {
-    if len < DIRECT_BYTES_MIN {
-        return None;
-    }
     let into_page = usize::try_from(offset % ALIGN as u64).expect("below a page");
     let start = (ALIGN - into_page) % ALIGN;
     let pages = (len - start) / ALIGN * ALIGN;
@@ -227,10 +230,11 @@ mod tests {
         let file = tempfile::tempfile().expect("temporary file");
         let io = Arc::new(DirectIo::default());
         let mut model = vec![0; 3 << 20];
-        let data = pattern(2 << 20);
+        let data = pattern(DIRECT_READ_BYTES_MIN + 2);
         let cases = [
-            (0, DIRECT_BYTES_MIN),
-            (1, DIRECT_BYTES_MIN),
+            (0, DIRECT_WRITE_BYTES_MIN),
+            (1, DIRECT_WRITE_BYTES_MIN),
+            (5, DIRECT_READ_BYTES_MIN),
             (4095, (2 << 20) - 7),
             (123_456, 1_500_001),
             (8192, 100),

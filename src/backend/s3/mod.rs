@@ -43,7 +43,7 @@ pub struct S3ObjectStore {
     bucket: String,
     /// Prefix of all keys: "" or ending in `/`.
     prefix: String,
-    /// Signatures cover the SHA-256 of a body only where TLS does not protect it; its CRC32 they always cover.
+    /// Signatures cover the SHA-256 of a body only where others could change it on its way; its CRC32 they always cover.
     sign_bodies: bool,
     counters: Arc<RequestCounters>,
     fencing: OnceLock<Fencing>,
@@ -80,7 +80,7 @@ impl S3ObjectStore {
             "" => String::new(),
             prefix => format!("{prefix}/"),
         };
-        let sign_bodies = options.endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let sign_bodies = options.endpoint.as_deref().is_some_and(options::is_exposed);
         let fencing = OnceLock::new();
         Ok(Self { client, bucket: options.bucket, prefix, sign_bodies, counters, fencing })
     }

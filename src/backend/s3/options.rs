@@ -139,6 +139,11 @@ fn check_endpoint(endpoint: &str, allow_http: bool) -> Result<()> {
     Err(Error::new(Kind::Denied, detail))
 }
 
+/// True if what goes to `endpoint` is neither protected by TLS nor kept on this machine.
+pub(super) fn is_exposed(endpoint: &str) -> bool {
+    endpoint.strip_prefix("http://").is_some_and(|rest| !is_loopback(rest))
+}
+
 /// True if the authority that `rest` of a URL begins with is this machine.
 fn is_loopback(rest: &str) -> bool {
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -147,4 +152,18 @@ fn is_loopback(rest: &str) -> bool {
         None => authority.split(':').next().unwrap_or_default(),
     };
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_http_to_another_machine_is_exposed() {
+        assert!(is_exposed("http://storage.example:9000"));
+        assert!(is_exposed("http://10.0.0.1"));
+        for endpoint in ["https://storage.example", "http://127.0.0.1:9000", "http://localhost:9000/"] {
+            assert!(!is_exposed(endpoint), "{endpoint}");
+        }
+    }
 }
