@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::options::Durability;
 use super::stores::Objects;
 use crate::base::ids::WriterId;
 use crate::base::limits::{GIB, MIB, PACK_BYTES_TARGET};
@@ -116,6 +117,8 @@ pub(super) struct Wiring<'a> {
     pub(super) fetched: Arc<dyn Directory>,
     /// The store is on the filesystem of the local files.
     pub(super) is_near: bool,
+    /// What fsync waits for must not give way to who writes.
+    pub(super) durability: Durability,
     /// None takes the default.
     pub(super) cache_bytes: Option<u64>,
     pub(super) index: Arc<dyn BlockIndex>,
@@ -170,7 +173,8 @@ impl Wiring<'_> {
         };
         let defaults = FramedOptions::new(self.writer);
         let encode_bytes_max = self.shares.encode;
-        let options = FramedOptions { compression, encode_bytes_max, give_way: self.is_near, ..defaults };
+        let give_way = self.is_near && self.durability == Durability::Local;
+        let options = FramedOptions { compression, encode_bytes_max, give_way, ..defaults };
         Ok((Blocks::Framed(Arc::new(FramedBlockStore::new(parts, options))), cache))
     }
 }

@@ -129,6 +129,7 @@ pub async fn open(
         staged,
         fetched,
         is_near: is_near(volume, &opening.state_dir),
+        durability: options.durability,
         cache_bytes: options.cache_bytes,
         index: index.clone(),
         spill: spill.clone(),
