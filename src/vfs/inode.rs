@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) row: InodeRow,
     /// Content and times that are not committed yet; None for all but regular files that were written to.
     pub(crate) overlay: Option<Box<Overlay>>,
+    /// The row's atime is newer than the committed one.
+    pub(crate) atime_renewed: bool,
     /// Open handles.
     pub(crate) opens: u32,
     /// A run of hot bytes is being staged beside the writer.
@@ -57,6 +59,7 @@ impl Inode {
             state: Mutex::new(State {
                 row,
                 overlay: None,
+                atime_renewed: false,
                 opens: 0,
                 staging: false,
                 spill: None,

@@ -39,6 +39,7 @@ impl Vfs {
     /// Takes back `count` kernel lookups of an inode.
     pub fn forget(self: &Arc<Self>, ino: Ino, count: u64) {
         if let Some(inode) = self.table.forget(ino, count) {
+            self.keep_atime(&inode);
             self.reap_if_unused(&inode);
         }
     }

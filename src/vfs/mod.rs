@@ -9,6 +9,7 @@
 
 mod acl;
 mod alloc;
+mod atime;
 mod attr;
 mod blob;
 mod budget;

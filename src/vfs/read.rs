@@ -30,9 +30,6 @@ const STREAMS: usize = 4;
 /// A read that begins this close behind the last one's end still goes on: the kernel's own readahead reorders a little.
 const STREAM_GAP_BYTES: u64 = 256 * KIB;
 
-/// atime is renewed after this long even if nothing changed, as the kernel's relatime has it.
-const ATIME_AGE_SECS: i64 = 24 * 3600;
-
 /// Where a handle's readers are.
 #[derive(Default)]
 pub(super) struct Readahead {
@@ -224,21 +221,6 @@ impl Vfs {
                 }
             }),
         );
-    }
-
-    /// relatime: atime moves when it is not newer than the last change, or a day old. It stays in memory until the row is
-    /// committed for another reason.
-    pub(super) fn touch_atime(&self, state: &mut State) {
-        if self.options.read_only {
-            return;
-        }
-        let now = self.clock.now();
-        let written = state.overlay.as_ref().and_then(|overlay| overlay.touched());
-        let row = &mut state.row;
-        let changed = written.unwrap_or(row.mtime).max(row.ctime);
-        if row.atime <= changed || row.atime.secs + ATIME_AGE_SECS <= now.secs {
-            row.atime = now;
-        }
     }
 }
 

@@ -65,7 +65,9 @@ impl Vfs {
     pub async fn settle(self: &Arc<Self>) -> Result<()> {
         self.stage_everything().await?;
         self.blocks.seal().await?;
-        self.publish_everything().await
+        self.publish_everything().await?;
+        self.keep_atimes();
+        Ok(())
     }
 
     /// Files whose staged content is not committed yet, and bytes that are only in memory.

@@ -53,6 +53,11 @@ impl InodeTable {
         lock(&self.slots).by_ino.get(&ino)?.inode.upgrade()
     }
 
+    /// All inodes in memory.
+    pub(super) fn all(&self) -> Vec<Arc<Inode>> {
+        lock(&self.slots).by_ino.values().filter_map(|slot| slot.inode.upgrade()).collect()
+    }
+
     /// Adds an inode; if another thread was first, that one is returned.
     pub(super) fn adopt(&self, inode: Inode) -> Arc<Inode> {
         let mut slots = lock(&self.slots);

@@ -24,3 +24,27 @@ fn reading_a_directory_moves_its_atime_as_relatime_has_it() {
     world.vfs().readdir(dir.ino, 0, &mut Ignore).unwrap();
     assert_eq!(atime(), first, "nothing changed since");
 }
+
+#[test]
+fn a_renewed_atime_outlives_the_inode_in_memory() {
+    let mut world = World::new(25);
+    let dir = world.vfs().mkdir(&ROOT, Ino::ROOT, &named("d"), 0o755).unwrap();
+    world.vfs().readdir(dir.ino, 0, &mut Ignore).unwrap();
+    let renewed = world.vfs().getattr(dir.ino).unwrap().atime;
+    assert!(dir.atime < renewed);
+    world.vfs().forget(dir.ino, 1);
+    assert_eq!(world.vfs().getattr(dir.ino).unwrap().atime, renewed, "the kernel has forgotten it");
+    world.kill_and_remount();
+    assert_eq!(world.vfs().getattr(dir.ino).unwrap().atime, renewed, "it was committed");
+}
+
+#[test]
+fn a_renewed_atime_is_kept_when_everything_is_synced() {
+    let mut world = World::new(26);
+    let dir = world.vfs().mkdir(&ROOT, Ino::ROOT, &named("d"), 0o755).unwrap();
+    world.vfs().readdir(dir.ino, 0, &mut Ignore).unwrap();
+    let renewed = world.vfs().getattr(dir.ino).unwrap().atime;
+    world.runtime.block_on(world.vfs().sync_all()).unwrap();
+    world.kill_and_remount();
+    assert_eq!(world.vfs().getattr(dir.ino).unwrap().atime, renewed);
+}
