@@ -15,10 +15,8 @@ at_once=3
 seconds=${STRESS_SECONDS:-$([ "$size" = short ] && echo 2 || echo 30)}
 
 # What the daemon may hold beyond what it had before, after the kernel has forgotten all files. The number is what was
-# seen and some room, not what is right: with memory=64MiB the short form leaves 190 to 270 MiB resident, the long one 377.
-# Five rounds of one stressor after the other stayed at 250, so part of it is what the allocator keeps; whether all of it
-# is has not been shown. To be lowered when memory keeps its ceiling.
-memory_grown_max=$((400 << 20))
+# seen and some room: with memory=64MiB the short form leaves 122 MiB resident.
+memory_grown_max=$((200 << 20))
 
 run_stressor() {
     local name=$1 log=$logs/$1 code=0
