@@ -30,6 +30,9 @@ const BOUNCES_KEPT: usize = 4;
 /// The same for whole transfers: of those that run at once. Their memory is counted by whoever reads so much.
 const LARGE_KEPT: usize = 4;
 
+/// Memory longer than this is not kept: ranges of packs are shorter, and a rare long object must not stay for ever.
+const LARGE_BYTES_MAX: usize = 9 << 20;
+
 /// Aligned buffers, used again: fresh memory costs more than the copy.
 #[derive(Default)]
 pub(super) struct DirectIo {
@@ -54,7 +57,7 @@ impl AsRef<[u8]> for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let mut idle = self.io.idle_large.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < LARGE_KEPT {
+        if idle.len() < LARGE_KEPT && self.memory.len() <= LARGE_BYTES_MAX {
             idle.push(std::mem::take(&mut self.memory));
         }
     }
@@ -251,6 +254,21 @@ mod tests {
             assert!(read == data[..len], "read at {offset}, {len} bytes");
             assert!(io.read(&file, len, offset as u64).expect("read") == data[..len], "read at {offset}");
         }
+    }
+
+    #[test]
+    fn memory_is_kept_for_the_next_read_unless_it_is_very_long() {
+        let file = tempfile::tempfile().expect("temporary file");
+        file.set_len(2 * LARGE_BYTES_MAX as u64).expect("extend");
+        let io = Arc::new(DirectIo::default());
+        let kept = || io.idle_large.lock().expect("no panic").len();
+        drop(io.read(&file, 2 * LARGE_BYTES_MAX, 0).expect("read"));
+        assert_eq!(kept(), 0);
+        let first = io.read(&file, DIRECT_READ_BYTES_MIN, 0).expect("read");
+        let place = first.as_ptr();
+        drop(first);
+        assert_eq!(kept(), 1);
+        assert_eq!(io.read(&file, DIRECT_READ_BYTES_MIN, 0).expect("read").as_ptr(), place);
     }
 
     #[test]
