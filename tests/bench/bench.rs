@@ -34,6 +34,8 @@ usage: tests/bench/run [options]
   --size quick|full   big file of 256 MiB or 1 GiB [default: full]
   --repeats N         [default: 3]
   --systems LIST      of local, null_fuse, file, s3 [default: all]
+  --workloads LIST    of those in the report, with those whose files they need; what is written is checked only when
+                      all of them run [default: all]
   --binary FILE       the gravitonfs to measure [default: the release build of this tree]
   --work DIR          where the files go, and the local filesystem to compare with [default: a new one in $TMPDIR]
 Exit codes: 0 done, 1 below the floor, 2 could not be measured.";
@@ -44,6 +46,7 @@ struct Options {
     check: bool,
     sizes: Sizes,
     systems: Vec<String>,
+    workloads: Vec<Workload>,
     binary: PathBuf,
     work: Option<PathBuf>,
 }
@@ -77,6 +80,7 @@ fn parse(words: &[&str]) -> Option<Options> {
         check: false,
         sizes: Sizes { big_bytes: 1 << 30, small_files: 5000, random_reads: 10_000, repeats: 3 },
         systems: ["local", "null_fuse", "file", "s3"].map(str::to_owned).into(),
+        workloads: Workload::ALL.into(),
         binary: PathBuf::from(env!("CARGO_BIN_EXE_gravitonfs")),
         work: None,
     };
@@ -93,6 +97,11 @@ fn parse(words: &[&str]) -> Option<Options> {
             },
             "--repeats" => options.sizes.repeats = words.next()?.parse().ok().filter(|count| 0 < *count)?,
             "--systems" => options.systems = words.next()?.split(',').map(str::to_owned).collect(),
+            "--workloads" => {
+                let names: Vec<_> = words.next()?.split(',').collect();
+                options.workloads.retain(|workload| names.contains(&workload.name()));
+                (options.workloads.len() == names.len()).then_some(())?;
+            }
             "--binary" => options.binary = words.next()?.into(),
             "--work" => options.work = Some(words.next()?.into()),
             // What cargo adds for the harness that this program does without.
@@ -123,7 +132,7 @@ fn measure_and_report(options: &Options) -> io::Result<ExitCode> {
     };
     let series = {
         let mut systems = start(options, work)?;
-        measure(&options.sizes, &mut systems)?
+        measure(options, &mut systems)?
     };
     let report = Report::new(&options.sizes, &series);
     print!("{}", if options.json { report.to_json() } else { report.to_text() });
@@ -154,15 +163,16 @@ fn start(options: &Options, work: &Path) -> io::Result<Vec<Box<dyn System>>> {
     Ok(systems)
 }
 
-fn measure(sizes: &Sizes, systems: &mut [Box<dyn System>]) -> io::Result<Vec<Series>> {
-    let mut series: Vec<Series> = systems.iter().map(|system| Series::new(system.name())).collect();
+fn measure(options: &Options, systems: &mut [Box<dyn System>]) -> io::Result<Vec<Series>> {
+    let sizes = &options.sizes;
+    let mut series: Vec<Series> = systems.iter().map(|system| Series::new(system.name(), &options.workloads)).collect();
     for repeat in 0..sizes.repeats {
         let payload = Payload::new(sizes, repeat as u64);
         let directory = format!("repeat-{repeat}");
         for system in systems.iter() {
             fs::create_dir(system.root().join(&directory))?;
         }
-        for workload in Workload::ALL {
+        for &workload in &options.workloads {
             for (at, system) in in_turn(systems, repeat) {
                 let sample = measure_one(&payload, workload, &mut **system, &directory, sizes)
                     .map_err(|error| in_context(&**system, workload, &error))?;
@@ -180,7 +190,7 @@ fn measure(sizes: &Sizes, systems: &mut [Box<dyn System>]) -> io::Result<Vec<Ser
         }
         for system in systems.iter_mut() {
             let root = system.root().join(&directory);
-            if system.name() != "null_fuse" {
+            if system.name() != "null_fuse" && options.workloads == Workload::ALL {
                 payload.verify(&root)?;
             }
             fs::remove_dir_all(root)?;
