@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{self, StreamExt as _};
 use lru::LruCache;
 use tokio::sync::watch;
@@ -32,6 +33,9 @@ const RANGE_BYTES_MAX: u64 = 8 * MIB;
 /// From the second miss in a pack on, this much around it is fetched and cached: blocks that were written together
 /// are read together, and one request then serves hundreds of small files.
 const NEIGHBOURHOOD_BYTES: u64 = 4 * MIB;
+
+/// A request of this many bytes is worth its round trip without its surroundings.
+const LARGE_BYTES: u64 = MIB;
 
 /// Packs whose misses are remembered.
 const MISSED_PACKS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("above zero");
@@ -95,6 +99,7 @@ pub(super) struct Fetcher {
     cache: Option<Arc<PackCache>>,
     spawner: Arc<dyn Spawner>,
     permits: SemaphoreLimit,
+    /// Before `misses` and the cache's lock.
     flights: Mutex<Flights>,
     misses: Mutex<LruCache<PackId, u32>>,
 }
@@ -103,8 +108,17 @@ pub(super) struct Fetcher {
 struct FlightGuard {
     fetcher: Arc<Fetcher>,
     pack: PackId,
+    range: ByteRange,
     number: u64,
     sender: watch::Sender<Option<Body>>,
+}
+
+/// How the blocks of one call are fetched.
+struct Takeoff {
+    /// Requests to make.
+    leads: Vec<(FlightGuard, Batch)>,
+    /// Requests of others, with the blocks they bring.
+    joins: Vec<(watch::Receiver<Option<Body>>, Vec<Wanted>)>,
 }
 
 impl Drop for FlightGuard {
@@ -140,7 +154,15 @@ impl Fetcher {
         let this = self.clone();
         let (mut found, wanted) =
             run_blocking(&*self.spawner, "read local blocks", move || this.read_local(&distinct)).await?;
-        let fetches = coalesce(wanted).into_iter().map(|batch| self.fetch(batch));
+        let Takeoff { leads, joins } = self.take_off(wanted);
+        // Those that others wait for come first: no call waits for another's request before its own are under way.
+        let mut fetches: Vec<BoxFuture<'_, Result<Vec<(BlockId, Bytes)>>>> = Vec::new();
+        for (flight, batch) in leads {
+            fetches.push(self.fetch(flight, batch).boxed());
+        }
+        for (landed, blocks) in joins {
+            fetches.push(self.fetch_with_others(landed, blocks).boxed());
+        }
         let mut fetched = stream::iter(fetches).buffer_unordered(REQUESTS_AT_ONCE);
         while let Some(blocks) = fetched.next().await {
             found.extend(blocks?);
@@ -221,46 +243,59 @@ impl Fetcher {
     }
 
     /// Gets all blocks of `batch`, if possible with one request.
-    async fn fetch(self: &Arc<Self>, batch: Batch) -> Result<Vec<(BlockId, Bytes)>> {
-        let body = match self.joined(&batch).await {
-            Some(body) => Ok(body),
-            None => self.lead(&batch).await,
-        };
-        let (mut good, bad) = match body {
-            Ok(body) => {
-                let blocks = batch.blocks.clone();
-                run_blocking(&*self.spawner, "decode blocks", move || decode_all(&body, blocks)).await
-            }
+    async fn fetch(self: &Arc<Self>, flight: FlightGuard, batch: Batch) -> Result<Vec<(BlockId, Bytes)>> {
+        match self.lead(flight).await {
+            Ok(body) => self.decoded(body, batch.blocks).await,
             // The pack is gone, or shorter than it was: what of it is still to be had is found out block by block.
-            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Corrupt) => (Vec::new(), batch.blocks),
-            Err(error) => return Err(error),
-        };
-        for wanted in bad {
-            good.push((wanted.id, self.fetch_alone(wanted).await?));
+            Err(error) if matches!(error.kind, Kind::NotFound | Kind::Corrupt) => {
+                self.fetch_each(batch.blocks).await
+            }
+            Err(error) => Err(error),
         }
+    }
+
+    /// Gets `blocks` out of a request of another call, or if that fails by requests of its own.
+    async fn fetch_with_others(
+        self: &Arc<Self>,
+        mut landed: watch::Receiver<Option<Body>>,
+        blocks: Vec<Wanted>,
+    ) -> Result<Vec<(BlockId, Bytes)>> {
+        let body = landed.wait_for(Option::is_some).await.ok().and_then(|body| body.clone());
+        if let Some(body) = body {
+            return self.decoded(body, blocks).await;
+        }
+        let mut found = Vec::with_capacity(blocks.len());
+        for batch in coalesce(blocks) {
+            let flight = self.begin_flight(&mut self.flights(), batch.pack, batch.range);
+            found.extend(self.fetch(flight, batch).await?);
+        }
+        Ok(found)
+    }
+
+    async fn decoded(self: &Arc<Self>, body: Body, blocks: Vec<Wanted>) -> Result<Vec<(BlockId, Bytes)>> {
+        let (mut good, bad) =
+            run_blocking(&*self.spawner, "decode blocks", move || decode_all(&body, blocks)).await;
+        good.extend(self.fetch_each(bad).await?);
         Ok(good)
     }
 
-    /// Waits for a request of somebody else that brings all of `batch`.
-    async fn joined(&self, batch: &Batch) -> Option<Body> {
-        let mut landed = {
-            let flights = self.flights();
-            let of_pack = flights.by_pack.get(&batch.pack)?;
-            of_pack.iter().find(|flight| flight.range.contains_range(&batch.range))?.landed.clone()
-        };
-        landed.wait_for(Option::is_some).await.ok()?.clone()
+    async fn fetch_each(self: &Arc<Self>, blocks: Vec<Wanted>) -> Result<Vec<(BlockId, Bytes)>> {
+        let mut found = Vec::with_capacity(blocks.len());
+        for wanted in blocks {
+            found.push((wanted.id, self.fetch_alone(wanted).await?));
+        }
+        Ok(found)
     }
 
-    /// Makes the request, for others too, and caches what it brings.
-    async fn lead(self: &Arc<Self>, batch: &Batch) -> Result<Body> {
-        let range = self.widened(batch);
-        let flight = self.take_off(batch.pack, range);
+    /// Makes the request of `flight`, for others too, and caches what it brings.
+    async fn lead(self: &Arc<Self>, flight: FlightGuard) -> Result<Body> {
+        let FlightGuard { pack, range, .. } = flight;
         let permit = self.permits.acquire(range.len()).await;
-        let bytes = self.objects.get(&keys::pack(batch.pack), Some(range)).await?;
+        let bytes = self.objects.get(&keys::pack(pack), Some(range)).await?;
         let body = Body { start: range.start, bytes };
         flight.sender.send_replace(Some(body.clone()));
         if let Some(cache) = self.cache.clone() {
-            let (pack, body) = (batch.pack, body.clone());
+            let body = body.clone();
             let keep = move || {
                 cache.insert(pack, body.start, &body.bytes);
                 // Not before: whoever comes next finds one or the other.
@@ -272,29 +307,53 @@ impl Fetcher {
         Ok(body)
     }
 
-    fn take_off(self: &Arc<Self>, pack: PackId, range: ByteRange) -> FlightGuard {
-        let (sender, landed) = watch::channel(None);
+    /// Plans how `wanted` is fetched: with requests that are under way where they bring it, with few new ones otherwise.
+    fn take_off(self: &Arc<Self>, wanted: Vec<Wanted>) -> Takeoff {
         let mut flights = self.flights();
+        let mut joins: HashMap<u64, (watch::Receiver<Option<Body>>, Vec<Wanted>)> = HashMap::new();
+        let mut rest = Vec::with_capacity(wanted.len());
+        for place in wanted {
+            let mut of_pack = flights.by_pack.get(&place.pack).into_iter().flatten();
+            match of_pack.find(|flight| flight.range.contains_range(&place.range)) {
+                Some(flight) => {
+                    let join = || (flight.landed.clone(), Vec::new());
+                    joins.entry(flight.number).or_insert_with(join).1.push(place);
+                }
+                None => rest.push(place),
+            }
+        }
+        let lead = |batch: Batch| {
+            let range = self.widened(&flights, &batch);
+            (self.begin_flight(&mut flights, batch.pack, range), batch)
+        };
+        let leads = coalesce(rest).into_iter().map(lead).collect();
+        Takeoff { leads, joins: joins.into_values().collect() }
+    }
+
+    fn begin_flight(self: &Arc<Self>, flights: &mut Flights, pack: PackId, range: ByteRange) -> FlightGuard {
+        let (sender, landed) = watch::channel(None);
         flights.started += 1;
         let number = flights.started;
         flights.by_pack.entry(pack).or_default().push(Flight { number, range, landed });
-        FlightGuard { fetcher: self.clone(), pack, number, sender }
+        FlightGuard { fetcher: self.clone(), pack, range, number, sender }
     }
 
     /// The range to ask for: that of the batch, or once its pack was missed before, what is missing around it.
-    fn widened(&self, batch: &Batch) -> ByteRange {
+    fn widened(&self, flights: &Flights, batch: &Batch) -> ByteRange {
         let Some(cache) = &self.cache else { return batch.range };
         let mut misses = self.misses.lock().unwrap_or_else(PoisonError::into_inner);
         let count = misses.get_or_insert_mut(batch.pack, || 0);
         *count = count.saturating_add(1);
         let is_first = *count == 1;
         drop(misses);
-        if is_first || NEIGHBOURHOOD_BYTES <= batch.range.len() {
+        if is_first || LARGE_BYTES <= batch.range.len() {
             return batch.range;
         }
         let start = batch.range.start / NEIGHBOURHOOD_BYTES * NEIGHBOURHOOD_BYTES;
         let window = ByteRange::at(start, NEIGHBOURHOOD_BYTES).intersect(&ByteRange::new(0, batch.pack_len));
         let mut absent = cache.gaps(batch.pack, window);
+        let coming = flights.by_pack.get(&batch.pack).into_iter().flatten();
+        coming.for_each(|flight| absent.remove(flight.range));
         absent.insert(batch.range);
         let around = absent.iter().find(|range| range.contains_range(&batch.range));
         around.expect("its own range was just put in")
