@@ -6,12 +6,11 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// What O_DIRECT wants offsets, lengths and addresses to be a multiple of: the largest logical block of any disk.
-const ALIGN: usize = 4096;
+use crate::base::page_buffer::{PAGE_BYTES, PageBuffers};
 
 /// Writes below this go through the page cache: they are cheap to copy and may well be read again.
 const DIRECT_WRITE_BYTES_MIN: usize = 256 << 10;
@@ -27,39 +26,16 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Buffers kept for the next transfer: about as many as transfers run at once on a machine with few cores.
 const BOUNCES_KEPT: usize = 4;
 
-/// The same for whole transfers: of those that run at once. Their memory is counted by whoever reads so much.
-const LARGE_KEPT: usize = 4;
-
-/// Memory longer than this is not kept: ranges of packs are shorter, and a rare long object must not stay for ever.
-const LARGE_BYTES_MAX: usize = 9 << 20;
-
 /// Aligned buffers, used again: fresh memory costs more than the copy.
-#[derive(Default)]
 pub(super) struct DirectIo {
-    /// Leaf lock.
-    idle: Mutex<Vec<Vec<u8>>>,
-    /// For whole transfers; leaf lock.
-    idle_large: Mutex<Vec<Vec<u8>>>,
+    bounces: Arc<PageBuffers>,
+    /// For whole transfers.
+    large: Arc<PageBuffers>,
 }
 
-/// Memory that comes back when nobody reads it any more.
-struct Lent {
-    io: Arc<DirectIo>,
-    memory: Vec<u8>,
-}
-
-impl AsRef<[u8]> for Lent {
-    fn as_ref(&self) -> &[u8] {
-        &self.memory
-    }
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        let mut idle = self.io.idle_large.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < LARGE_KEPT && self.memory.len() <= LARGE_BYTES_MAX {
-            idle.push(std::mem::take(&mut self.memory));
-        }
+impl Default for DirectIo {
+    fn default() -> Self {
+        Self { bounces: PageBuffers::new(BOUNCES_KEPT, PIECE_BYTES), large: PageBuffers::for_ranges() }
     }
 }
 
@@ -76,13 +52,17 @@ impl DirectIo {
         // Ascending, so that the file never has a hole to fill.
         file.write_all_at(head, offset)?;
         let start = offset + middle.start as u64;
-        let mut bounce = (pages.as_ptr().align_offset(ALIGN) != 0).then(|| self.take());
+        let mut bounce = (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
         let mut written = 0;
         let mut outcome = Ok(());
         for piece in pages.chunks(PIECE_BYTES) {
             let len = match &mut bounce {
                 None => write_pages(&direct, piece, start + written as u64),
-                Some(bounce) => write_pages(&direct, copied(piece, bounce), start + written as u64),
+                Some(bounce) => {
+                    bounce.truncate(0);
+                    bounce.extend(piece);
+                    write_pages(&direct, bounce.bytes(), start + written as u64)
+                }
             };
             written += *len.as_ref().unwrap_or(&0);
             if !matches!(len, Ok(len) if len == piece.len()) {
@@ -90,7 +70,6 @@ impl DirectIo {
                 break;
             }
         }
-        bounce.into_iter().for_each(|bounce| self.give_back(bounce));
         outcome?;
         file.write_all_at(rest.get(written..).unwrap_or_default(), start + written as u64)
     }
@@ -107,14 +86,13 @@ impl DirectIo {
         };
         let mut read = middle.start;
         let pages = buf.get_mut(middle.clone()).unwrap_or_default();
-        let mut bounce = (pages.as_ptr().align_offset(ALIGN) != 0).then(|| self.take());
+        let mut bounce = (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
         let mut outcome = Ok(());
         for piece in pages.chunks_mut(PIECE_BYTES) {
             let len = match &mut bounce {
                 None => read_pages(&direct, piece, offset + read as u64),
                 Some(bounce) => {
-                    let (_, buffer) = aligned(bounce);
-                    let buffer = buffer.get_mut(..piece.len()).expect("a bounce buffer holds a piece");
+                    let buffer = bounce.fill(piece.len());
                     read_pages(&direct, buffer, offset + read as u64)
                         .inspect(|_| piece.copy_from_slice(buffer))
                 }
@@ -125,7 +103,6 @@ impl DirectIo {
                 break;
             }
         }
-        bounce.into_iter().for_each(|bounce| self.give_back(bounce));
         outcome?;
         let (head, rest) = buf.split_at_mut(read);
         let head = head.get_mut(..middle.start).unwrap_or_default();
@@ -137,50 +114,26 @@ impl DirectIo {
     ///
     /// # Errors
     /// `UnexpectedEof` if the file ends before the range does.
-    pub(super) fn read(self: &Arc<Self>, file: &File, len: usize, offset: u64) -> io::Result<Bytes> {
+    pub(super) fn read(&self, file: &File, len: usize, offset: u64) -> io::Result<Bytes> {
         if len < DIRECT_READ_BYTES_MIN {
             let mut buffer = vec![0; len];
             file.read_exact_at(&mut buffer, offset)?;
             return Ok(buffer.into());
         }
-        let mut memory = self.take_large(len);
         // In the memory as in the file: whole pages of one are whole pages of the other.
-        let start = memory.as_ptr().align_offset(ALIGN)
-            + usize::try_from(offset % ALIGN as u64).expect("below a page");
-        let target = memory.get_mut(start..start + len).expect("taken with room for both");
-        self.read_exact_at(file, target, offset)?;
-        Ok(Bytes::from_owner(Lent { io: self.clone(), memory }).slice(start..start + len))
-    }
-
-    /// Memory for `len` bytes at any place in a page.
-    fn take_large(&self, len: usize) -> Vec<u8> {
-        let needed = len + 2 * ALIGN;
-        let mut idle = self.idle_large.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = idle.iter().position(|memory| needed <= memory.len());
-        let found = fitting.map(|at| idle.swap_remove(at));
-        drop(idle);
-        found.unwrap_or_else(|| vec![0; needed])
-    }
-
-    fn take(&self) -> Vec<u8> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        idle.unwrap_or_else(|| vec![0; PIECE_BYTES + ALIGN])
-    }
-
-    fn give_back(&self, bounce: Vec<u8>) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < BOUNCES_KEPT {
-            idle.push(bounce);
-        }
+        let into_page = usize::try_from(offset % PAGE_BYTES as u64).expect("below a page");
+        let mut memory = self.large.take(len, into_page);
+        self.read_exact_at(file, memory.fill(len), offset)?;
+        Ok(memory.share())
     }
 }
 
 /// The file opened for direct transfers, and the whole pages of a transfer of `len` bytes, more than one page, at `offset`,
 /// relative to it; None if the filesystem cannot.
 fn whole_pages(mode: &mut OpenOptions, file: &File, len: usize, offset: u64) -> Option<(File, Range<usize>)> {
-    let into_page = usize::try_from(offset % ALIGN as u64).expect("below a page");
-    let start = (ALIGN - into_page) % ALIGN;
-    let pages = (len - start) / ALIGN * ALIGN;
+    let into_page = usize::try_from(offset % PAGE_BYTES as u64).expect("below a page");
+    let start = (PAGE_BYTES - into_page) % PAGE_BYTES;
+    let pages = (len - start) / PAGE_BYTES * PAGE_BYTES;
     // By descriptor: whatever the file is called by now, it is the same file. Flags belong to the open file, and the one
     // we have serves small transfers.
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -203,20 +156,6 @@ fn read_pages(direct: &File, pages: &mut [u8], offset: u64) -> io::Result<usize>
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(0),
         read => read,
     }
-}
-
-/// `piece` in an aligned place.
-fn copied<'a>(piece: &[u8], bounce: &'a mut [u8]) -> &'a [u8] {
-    let (_, buffer) = aligned(bounce);
-    let copy = buffer.get_mut(..piece.len()).expect("a bounce buffer holds a piece");
-    copy.copy_from_slice(piece);
-    copy
-}
-
-/// The aligned part of a buffer, and what is before it.
-fn aligned(buffer: &mut [u8]) -> (&mut [u8], &mut [u8]) {
-    let skip = buffer.as_ptr().align_offset(ALIGN);
-    buffer.split_at_mut(skip)
 }
 
 #[cfg(test)]
@@ -254,21 +193,6 @@ mod tests {
             assert!(read == data[..len], "read at {offset}, {len} bytes");
             assert!(io.read(&file, len, offset as u64).expect("read") == data[..len], "read at {offset}");
         }
-    }
-
-    #[test]
-    fn memory_is_kept_for_the_next_read_unless_it_is_very_long() {
-        let file = tempfile::tempfile().expect("temporary file");
-        file.set_len(2 * LARGE_BYTES_MAX as u64).expect("extend");
-        let io = Arc::new(DirectIo::default());
-        let kept = || io.idle_large.lock().expect("no panic").len();
-        drop(io.read(&file, 2 * LARGE_BYTES_MAX, 0).expect("read"));
-        assert_eq!(kept(), 0);
-        let first = io.read(&file, DIRECT_READ_BYTES_MIN, 0).expect("read");
-        let place = first.as_ptr();
-        drop(first);
-        assert_eq!(kept(), 1);
-        assert_eq!(io.read(&file, DIRECT_READ_BYTES_MIN, 0).expect("read").as_ptr(), place);
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod hash;
 pub mod ids;
 pub mod limits;
 pub mod name;
+pub mod page_buffer;
 pub mod range;
 pub mod range_set;
 pub mod size;

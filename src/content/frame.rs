@@ -138,13 +138,13 @@ impl FrameHeader {
         FRAME_HEADER_BYTES + self.stored_len
     }
 
-    fn write(&self, out: &mut [u8]) {
+    fn to_bytes(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.bytes(&MAGIC).u8(VERSION).u8(self.codec as u8).u16(0).u32(0);
         writer.u32(self.id.len).u32(self.stored_len).bytes(&self.id.hash.0).u32(self.payload_crc);
         let sum = crc32c(&writer.buf);
         writer.u32(sum);
-        out.copy_from_slice(&writer.buf);
+        writer.buf
     }
 }
 
@@ -155,14 +155,10 @@ pub struct EncodedFrame {
 }
 
 impl EncodedFrame {
-    /// Appends the bytes of the frame to `out`.
-    pub fn write_to(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        let body = start + FRAME_HEADER_BYTES as usize;
-        out.reserve(self.header.frame_len() as usize);
-        out.resize(body, 0);
-        out.extend_from_slice(&self.payload);
-        self.header.write(out.get_mut(start..body).expect("just made"));
+    /// Appends the bytes of the frame by `append`, in two parts.
+    pub fn write_to(&self, mut append: impl FnMut(&[u8])) {
+        append(&self.header.to_bytes());
+        append(&self.payload);
     }
 }
 
@@ -268,7 +264,7 @@ mod tests {
     fn encode(compression: Compression, data: &[u8]) -> (BlockId, Bytes) {
         let id = BlockId::of(data);
         let mut out = Vec::new();
-        FrameEncoder::new(compression).encode(id, &Bytes::copy_from_slice(data)).write_to(&mut out);
+        FrameEncoder::new(compression).encode(id, &Bytes::copy_from_slice(data)).write_to(|part| out.extend_from_slice(part));
         (id, out.into())
     }
 

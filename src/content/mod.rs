@@ -9,7 +9,6 @@ pub mod framed;
 pub mod manifest;
 pub mod overlay;
 pub mod pack;
-mod pack_buffer;
 pub mod pack_cache;
 mod pack_listing;
 pub mod pack_reader;

@@ -133,7 +133,7 @@ mod tests {
         for block in blocks {
             let offset = bytes.len() as u32;
             let frame = encoder.encode(BlockId::of(block), &Bytes::copy_from_slice(block));
-            frame.write_to(&mut bytes);
+            frame.write_to(|part| bytes.extend_from_slice(part));
             entries.push(PackEntry::new(&frame.header, offset));
         }
         let tail = pack_writer::tail(ID, &entries);

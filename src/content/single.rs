@@ -197,7 +197,7 @@ impl Inner {
                 Some(ticket) => ticket,
                 None => {
                     frame.clear();
-                    encoder.encode(block.id, &block.data).write_to(&mut frame);
+                    encoder.encode(block.id, &block.data).write_to(|part| frame.extend_from_slice(part));
                     self.stage_one(block.id, &frame)?
                 }
             });

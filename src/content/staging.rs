@@ -16,12 +16,12 @@ use bytes::Bytes;
 
 use super::frame::{self, EncodedFrame};
 use super::pack::{PACK_FRAMES_BYTES_MAX, PackEntry};
-use super::pack_buffer::{PackBuffer, PackBuffers};
 use super::pack_reader::{Scan, scan};
 use super::pack_writer;
 use super::spill::{Reservation, SpillBudget};
 use crate::base::hash::BlockId;
 use crate::base::ids::{PackId, WriterId};
+use crate::base::page_buffer::{PageBuffer, PageBuffers};
 use crate::base::time::Clock;
 use crate::rt::{Permit, SemaphoreLimit};
 use crate::store::block::{BlockTicket, Receipt, UploadPromise, UploadTicket};
@@ -32,6 +32,17 @@ const SUFFIX: &str = ".staged";
 
 /// Packs that become full at shorter intervals belong to one burst of writing.
 const FILLING_FOR: Duration = Duration::from_millis(250);
+
+/// Room for the directory and footer of a pack of ordinary blocks.
+const TAIL_BYTES: usize = 64 << 10;
+
+/// Buffers kept for the next pack: one is being filled while one or two are sent.
+const BUFFERS_KEPT: usize = 2;
+
+/// What a pack of `frames_bytes` bytes of frames takes.
+fn buffer_bytes(frames_bytes: u64) -> usize {
+    usize::try_from(frames_bytes).expect("bounded by PACK_FRAMES_BYTES_MAX") + TAIL_BYTES
+}
 
 /// Name of the file in which a pack is staged.
 pub(super) fn file_name(id: PackId) -> String {
@@ -189,7 +200,7 @@ pub(super) struct Staging {
 
     /// Bytes of packs in memory for sending.
     uploads: SemaphoreLimit,
-    buffers: Arc<PackBuffers>,
+    buffers: Arc<PageBuffers>,
 
     writer: WriterId,
     pack_bytes_target: u64,
@@ -219,7 +230,7 @@ struct Open {
 struct OpenPack {
     staged: Arc<StagedPack>,
     /// Its frames, from the first one on.
-    buffer: PackBuffer,
+    buffer: PageBuffer,
     /// Of frames in the buffer that are not in the file yet.
     unwritten: Vec<PackEntry>,
 }
@@ -227,7 +238,7 @@ struct OpenPack {
 impl OpenPack {
     fn add(&mut self, frame: &EncodedFrame) {
         let offset = u32::try_from(self.buffer.bytes().len()).expect("bounded by PACK_FRAMES_BYTES_MAX");
-        self.buffer.push(frame);
+        frame.write_to(|part| self.buffer.extend(part));
         self.unwritten.push(PackEntry::new(&frame.header, offset));
     }
 }
@@ -247,7 +258,7 @@ impl Staging {
             clock,
             budget,
             uploads,
-            buffers: PackBuffers::new(pack_bytes_target),
+            buffers: PageBuffers::new(BUFFERS_KEPT, buffer_bytes(pack_bytes_target)),
             writer,
             pack_bytes_target,
             filled_at: AtomicU64::new(0),
@@ -322,7 +333,7 @@ impl Staging {
         if let Some(permit) = self.uploads.try_acquire(staged.len()) {
             let mut contents = staged.contents();
             let tail = pack_writer::tail(staged.id, &contents.entries);
-            buffer.push_tail(&tail.bytes);
+            buffer.extend(&tail.bytes);
             let (bytes, entries) = (buffer.share(), contents.entries.clone());
             contents.resident = Some((PackBody { bytes, entries, receipt: tail.receipt }, permit));
         }
@@ -429,7 +440,7 @@ impl Staging {
         open.next_number += 1;
         let staged = Arc::new(StagedPack::new(id, device, self.clock.monotonic(), self.budget.charge(0)));
         self.state().packs.insert(id, staged.clone());
-        open.pack = Some(OpenPack { staged, buffer: self.buffers.take(), unwritten: Vec::new() });
+        open.pack = Some(OpenPack { staged, buffer: self.buffers.take(buffer_bytes(self.pack_bytes_target), 0), unwritten: Vec::new() });
         self.names_made.fetch_add(1, Ordering::AcqRel);
         Ok(id)
     }

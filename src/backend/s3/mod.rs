@@ -9,7 +9,7 @@ use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, Delete, ObjectIdentifier};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 mod error;
 mod multipart;
@@ -18,7 +18,8 @@ mod options;
 pub use options::{AccessKey, S3Options};
 
 use super::wrap::measure::{RequestCounters, RequestKind};
-use crate::base::limits::{KIB, MIB};
+use crate::base::limits::{KIB, MIB, PACK_BYTES_TARGET};
+use crate::base::page_buffer::PageBuffers;
 use crate::base::range::ByteRange;
 use crate::store::object::{
     Etag, Fencing, ImmutableObjectStore, ListPage, MutableObjectStore, ObjectKey, ObjectMeta,
@@ -46,6 +47,7 @@ pub struct S3ObjectStore {
     /// Signatures cover the SHA-256 of a body only where others could change it on its way; its CRC32 they always cover.
     sign_bodies: bool,
     counters: Arc<RequestCounters>,
+    bodies: Arc<PageBuffers>,
     fencing: OnceLock<Fencing>,
 }
 
@@ -81,8 +83,8 @@ impl S3ObjectStore {
             prefix => format!("{prefix}/"),
         };
         let sign_bodies = options.endpoint.as_deref().is_some_and(options::is_exposed);
-        let fencing = OnceLock::new();
-        Ok(Self { client, bucket: options.bucket, prefix, sign_bodies, counters, fencing })
+        let (bodies, fencing) = (PageBuffers::for_ranges(), OnceLock::new());
+        Ok(Self { client, bucket: options.bucket, prefix, sign_bodies, counters, bodies, fencing })
     }
 
     /// Notes what the probe found out about this server; before that the store answers `Lease`, the cautious
@@ -141,7 +143,7 @@ impl S3ObjectStore {
     /// Reads a body that must be `expected` bytes long.
     async fn receive(&self, what: &str, mut body: ByteStream, expected: u64) -> Result<Bytes> {
         // The length is the server's word until the bytes are here: reserve at most a pack on it.
-        let mut buffer = BytesMut::with_capacity(expected.min(16 * MIB) as usize);
+        let mut buffer = self.bodies.take(expected.min(PACK_BYTES_TARGET) as usize, 0);
         loop {
             let Ok(piece) = tokio::time::timeout(ANSWER_TIMEOUT, body.next()).await else {
                 return Err(timed_out(what, ANSWER_TIMEOUT));
@@ -149,20 +151,21 @@ impl S3ObjectStore {
             match piece {
                 Some(Ok(piece)) => {
                     self.counters.received(piece.len() as u64);
-                    buffer.extend_from_slice(&piece);
+                    buffer.extend(&piece);
                 }
                 Some(Err(error)) => return Err(body_error(what, error)),
                 None => break,
             }
-            if expected < buffer.len() as u64 {
+            if expected < buffer.bytes().len() as u64 {
                 break;
             }
         }
-        if buffer.len() as u64 != expected {
-            let detail = format!("{what}: body length differs: expected={expected} got={}", buffer.len());
+        let got = buffer.bytes().len() as u64;
+        if got != expected {
+            let detail = format!("{what}: body length differs: expected={expected} got={got}");
             return Err(Error::new(Kind::Corrupt, detail));
         }
-        Ok(buffer.freeze())
+        Ok(buffer.share())
     }
 
     async fn delete_one(&self, key: &ObjectKey) -> Result<()> {
