@@ -58,7 +58,7 @@ fn main() -> ExitCode {
         ["--serve-null-fuse", mountpoint] => {
             null_fuse::serve(Path::new(mountpoint)).map(|()| ExitCode::SUCCESS)
         }
-        ["--serve-s3", bucket] => serve_s3(bucket),
+        ["--serve-s3", bucket, bytes] => serve_s3(bucket, bytes),
         words => match parse(words) {
             Some(options) => measure_and_report(&options),
             None => {
@@ -112,7 +112,8 @@ fn parse(words: &[&str]) -> Option<Options> {
     Some(options)
 }
 
-fn serve_s3(bucket: &str) -> io::Result<ExitCode> {
+fn serve_s3(bucket: &str, bytes: &str) -> io::Result<ExitCode> {
+    usage::take_memory(bytes.parse().map_err(io::Error::other)?);
     let server = s3::S3Server::start(s3::Mode::Atomic);
     server.create_bucket(bucket);
     println!("{}", server.endpoint());
@@ -156,11 +157,16 @@ fn start(options: &Options, work: &Path) -> io::Result<Vec<Box<dyn System>>> {
             "local" => Box::new(Local::new(work)?),
             "null_fuse" => Box::new(NullFuse::new(work)?),
             "file" => Box::new(Ours::over_directory(&options.binary, work)?),
-            "s3" => Box::new(Ours::over_s3(&options.binary, work)?),
+            "s3" => Box::new(Ours::over_s3(&options.binary, work, sent_bytes(&options.sizes))?),
             _ => return Err(io::Error::other(format!("no system is called {name}"))),
         });
     }
     Ok(systems)
+}
+
+/// About what all repeats send to a store: the big file, the small ones, and what comes with them.
+fn sent_bytes(sizes: &Sizes) -> usize {
+    sizes.repeats * (sizes.big_bytes + sizes.small_files * (16 << 10)) * 9 / 8
 }
 
 fn measure(options: &Options, systems: &mut [Box<dyn System>]) -> io::Result<Vec<Series>> {

@@ -172,9 +172,9 @@ impl Ours {
         Self::new("file", binary, work, volume, vec![], Some(store), None)
     }
 
-    /// Over `s3://`, on a server in memory.
-    pub fn over_s3(binary: &Path, work: &Path) -> io::Result<Self> {
-        let server = S3Process::start()?;
+    /// Over `s3://`, on a server with memory for `bytes`.
+    pub fn over_s3(binary: &Path, work: &Path, bytes: usize) -> io::Result<Self> {
+        let server = S3Process::start(bytes)?;
         let options = vec![format!("endpoint={},region={},path-style", server.endpoint, super::s3::REGION)];
         Self::new(
             "s3",
@@ -367,10 +367,12 @@ struct S3Process {
 impl S3Process {
     const BUCKET: &str = "bench";
 
-    fn start() -> io::Result<Self> {
+    /// With memory for `bytes` of objects.
+    fn start(bytes: usize) -> io::Result<Self> {
         let mut server = Command::new(std::env::current_exe()?)
             .arg("--serve-s3")
             .arg(Self::BUCKET)
+            .arg(bytes.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

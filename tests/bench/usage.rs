@@ -39,3 +39,19 @@ pub fn rss_peak_bytes(pid: u32) -> u64 {
 pub fn reset_rss_peak(pid: u32) {
     fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("reset the peak of a process of ours");
 }
+
+/// Takes `bytes` of memory from the system now, to be given out by the allocator later: where a virtual machine's host supplies
+/// memory on first use, that costs more than what is being measured.
+pub fn take_memory(bytes: usize) {
+    const PIECE: usize = 16 << 20;
+    // One heap that is never given back, also for large pieces (at most 32 MiB).
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, -1)]
+    {
+        #[expect(unsafe_code, reason = "mallopt(3) has no safe wrapper")]
+        let done = unsafe { libc::mallopt(parameter, value) };
+        assert_eq!(done, 1, "mallopt {parameter}");
+    }
+    let pieces: Vec<Vec<u8>> = (0..bytes / PIECE).map(|_| vec![1; PIECE]).collect();
+    drop(std::hint::black_box(pieces));
+}

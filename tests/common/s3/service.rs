@@ -13,14 +13,18 @@ use super::{checksum, multipart};
 /// Listed at once, whatever the client wants.
 const PAGE_MAX: i32 = 1000;
 
+/// More is not reserved on a client's word.
+const BODY_BYTES_MAX: usize = 256 << 20;
+
 pub(super) struct Service {
     pub(super) objects: Arc<Objects>,
 }
 
-/// Reads a request body to its end.
-pub(super) async fn read(body: Option<StreamingBlob>) -> S3Result<Bytes> {
+/// Reads a request body of `len` bytes, if it is as long as its head says, to its end.
+pub(super) async fn read(body: Option<StreamingBlob>, len: Option<i64>) -> S3Result<Bytes> {
     let Some(mut body) = body else { return Ok(Bytes::new()) };
-    let mut whole = BytesMut::new();
+    let len = len.and_then(|len| usize::try_from(len).ok()).unwrap_or(0);
+    let mut whole = BytesMut::with_capacity(len.min(BODY_BYTES_MAX));
     loop {
         match body.try_next().await {
             Ok(Some(piece)) => whole.extend_from_slice(&piece),
@@ -51,7 +55,7 @@ impl S3 for Service {
 
     async fn put_object(&self, req: S3Request<PutObjectInput>) -> S3Result<S3Response<PutObjectOutput>> {
         let input = req.input;
-        let body = read(input.body).await?;
+        let body = read(input.body, input.content_length).await?;
         let declared = Checksum {
             checksum_crc32: input.checksum_crc32,
             checksum_crc32c: input.checksum_crc32c,
