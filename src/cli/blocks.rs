@@ -173,7 +173,7 @@ impl Wiring<'_> {
         };
         let defaults = FramedOptions::new(self.writer);
         let encode_bytes_max = self.shares.encode;
-        let give_way = self.is_near && self.durability == Durability::Local;
+        let give_way = self.durability == Durability::Local;
         let options = FramedOptions { compression, encode_bytes_max, give_way, ..defaults };
         Ok((Blocks::Framed(Arc::new(FramedBlockStore::new(parts, options))), cache))
     }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,8 +65,8 @@ pub struct FramedOptions {
     pub seal_after: Duration,
     /// Bytes of plain blocks being compressed at once.
     pub encode_bytes_max: u64,
-    /// Uploads wait a few seconds for a burst of writing to end: for a store on the disk that packs are staged on, where
-    /// they would take from the writers and make nothing safer.
+    /// Uploads to a store that takes them as fast as a disk wait up to 5 s for a burst of writing to end: they would take
+    /// from the writers and be done hardly sooner. Not where fsync waits for them.
     pub give_way: bool,
 }
 
@@ -148,6 +149,7 @@ impl FramedBlockStore {
             spawner: spawner.clone(),
             permits: uploads,
             give_way,
+            speed: AtomicU64::new(0),
             gate: Gate::new(),
             progress: Progress::new(),
         });
