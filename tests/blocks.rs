@@ -32,6 +32,8 @@ use gravitonfs::store::{Error, Kind, Result, keys};
 struct Objects {
     inner: MemoryObjectStore,
     down: AtomicBool,
+    /// How much time passes while a pack is sent.
+    put_takes: Mutex<Option<(Arc<ManualClock>, Duration)>>,
     puts: AtomicU64,
     gets: AtomicU64,
     get_bytes: AtomicU64,
@@ -53,6 +55,9 @@ impl ImmutableObjectStore for Objects {
     async fn put_new(&self, key: &ObjectKey, body: Bytes) -> Result<ObjectMeta> {
         self.puts.fetch_add(1, Ordering::SeqCst);
         self.check()?;
+        if let Some((clock, takes)) = &*self.put_takes.lock().expect("lock") {
+            clock.advance(*takes);
+        }
         self.inner.put_new(key, body).await
     }
 
@@ -136,6 +141,10 @@ impl Machine {
 
     /// A process that takes the volume.
     fn open(&self) -> (FramedBlockStore, Vec<BlockTicket>) {
+        self.open_with(|_| ())
+    }
+
+    fn open_with(&self, set: impl FnOnce(&mut FramedOptions)) -> (FramedBlockStore, Vec<BlockTicket>) {
         let staged: Arc<dyn Directory> = Arc::new(self.staged.clone());
         let limits = PackCacheLimits { bytes_max: self.cache_bytes_max, free_bytes_min: 0 };
         let cache = (self.cache_bytes_max != 0).then(|| {
@@ -156,6 +165,7 @@ impl Machine {
         let writer = WriterId(self.writers.fetch_add(1, Ordering::SeqCst).into());
         let mut options = FramedOptions::new(writer);
         options.pack_bytes_target = 2 * MIB;
+        set(&mut options);
         let store = FramedBlockStore::new(parts, options);
         let recovered = self.run(store.recover()).expect("recover");
         (store, recovered.tickets)
@@ -206,6 +216,49 @@ impl Machine {
             std::thread::yield_now();
         }
     }
+}
+
+impl Machine {
+    /// A store whose uploads may give way; one pack is stored, another just sealed.
+    fn with_a_second_pack_sealed(&self) -> FramedBlockStore {
+        let (store, _) = self.open_with(|options| options.give_way = true);
+        let all = blocks(14, 300_000);
+        let (first, second) = all.split_at(7);
+        let tickets = self.put(&store, first);
+        while tickets[0].upload.receipt().is_none() {
+            std::thread::yield_now();
+        }
+        self.clock.advance(Duration::from_secs(1));
+        self.put(&store, second);
+        store
+    }
+
+    fn puts(&self) -> u64 {
+        self.objects.puts.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn uploads_to_a_fast_store_wait_until_writing_pauses() {
+    let machine = Machine::new();
+    let store = machine.with_a_second_pack_sealed();
+    machine.clock.advance(Duration::from_millis(200));
+    machine.run(tokio::task::yield_now());
+    assert_eq!(machine.puts(), 1, "packs are being filled");
+    machine.pass_time_until(|| 2 <= machine.puts());
+    machine.run(store.shutdown());
+}
+
+#[test]
+fn uploads_to_a_slow_store_do_not_wait() {
+    let machine = Machine::new();
+    let second = Duration::from_secs(1);
+    *machine.objects.put_takes.lock().expect("lock") = Some((machine.clock.clone(), second));
+    let store = machine.with_a_second_pack_sealed();
+    while machine.puts() < 2 {
+        std::thread::yield_now();
+    }
+    machine.run(store.shutdown());
 }
 
 /// Incompressible blocks of `len` bytes, all different.
@@ -372,6 +425,25 @@ fn callers_that_miss_the_same_range_share_its_request() {
         }
     });
     assert_eq!(machine.objects.gets(), 1);
+    machine.run(reader.shutdown());
+    machine.run(store.shutdown());
+}
+
+#[test]
+fn what_is_on_its_way_is_not_asked_for_again_though_more_is_wanted() {
+    let machine = Machine::new();
+    let (store, _) = machine.open();
+    let all = blocks(5, 10_000);
+    let frames = machine.store(&store, &all);
+    let reader = machine.reader(machine.index.clone(), Arc::new(Inline(machine.runtime.spawner())));
+    let ids: Vec<_> = all.iter().map(|block| block.id).collect();
+    machine.run(async {
+        let (first, second) = tokio::join!(reader.get_many(&ids[..3]), reader.get_many(&ids[1..]));
+        assert_eq!(first.expect("get").last(), Some(&all[2].data));
+        assert_eq!(second.expect("get"), all[1..].iter().map(|block| block.data.clone()).collect::<Vec<_>>());
+    });
+    let stored: u64 = frames.iter().map(|(_, range)| range.len()).sum();
+    assert_eq!((machine.objects.gets(), machine.objects.get_bytes.load(Ordering::SeqCst)), (2, stored));
     machine.run(reader.shutdown());
     machine.run(store.shutdown());
 }

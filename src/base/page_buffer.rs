@@ -16,6 +16,9 @@ const RANGES_KEPT: usize = 4;
 /// Ranges of packs are shorter; a rare long object must not stay for ever.
 const RANGE_BYTES_MAX: usize = 9 << 20;
 
+/// Shorter memory is not kept: the allocator has it at hand, and it would push out what is worth keeping.
+const KEPT_BYTES_MIN: usize = 256 << 10;
+
 /// Hands out buffers and takes them back.
 pub struct PageBuffers {
     kept_max: usize,
@@ -62,7 +65,7 @@ impl PageBuffers {
 
     fn give_back(&self, memory: Vec<u8>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if memory.len() <= memory_bytes(self.kept_bytes_max) {
+        if (KEPT_BYTES_MIN..=memory_bytes(self.kept_bytes_max)).contains(&memory.len()) {
             idle.push(memory);
         }
         // Lengths nobody asks for any more go first.
@@ -174,7 +177,7 @@ mod tests {
         let kept = || pool.idle.lock().expect("no panic").len();
         drop(pool.take((1 << 20) + 1, 0));
         assert_eq!(kept(), 0);
-        let (first, second) = (pool.take(1, 0), pool.take(1 << 20, 0));
+        let (first, second) = (pool.take(1 << 19, 0), pool.take(1 << 20, 0));
         let place = second.bytes().as_ptr();
         drop((first, second));
         assert_eq!(kept(), 1);

@@ -34,11 +34,11 @@ const TICK: Duration = Duration::from_millis(100);
 const STAGING_MAX: usize = 3;
 
 /// Bytes of blocks that are stored together while the next are being cut.
-const PUT_BYTES: u64 = 4 << 20;
+const PUT_BYTES: u64 = 1 << 20;
 
-/// Such batches of one file in the works at once: one is encoded while the other is written. More would only scatter the
+/// Such batches of one file in the works at once: some are encoded while others are written. More would only scatter the
 /// file in its packs.
-const PUTS_AT_ONCE: usize = 3;
+const PUTS_AT_ONCE: usize = 6;
 
 /// What to do with bytes after the last cut of a file's last run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
