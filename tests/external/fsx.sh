@@ -99,7 +99,7 @@ run_unit() {
     unmount
 }
 
-# Seeds first, so that a long run that is stopped has done some of everything.
+# What finds most comes first: a long run that is stopped has done that.
 units_of() {
     local blocks seed file
     case $size in
@@ -111,8 +111,13 @@ units_of() {
         done
         ;;
     long)
-        for seed in $(seq 20); do
-            for file in small remount page big; do
+        for file in remount small; do
+            for seed in $(seq 20); do
+                for blocks in default smallest; do echo "$blocks.$file.$seed"; done
+            done
+        done
+        for seed in 1 2 3 4; do
+            for file in big page; do
                 for blocks in default smallest; do echo "$blocks.$file.$seed"; done
             done
         done
