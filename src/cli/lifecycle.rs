@@ -6,6 +6,9 @@ use std::time::Duration;
 use super::exit::{Failure, Result};
 use super::report::Progress;
 
+/// The longest that the process stays for an umount(2) of its own after everything else is done.
+const UNMOUNT_MAX: Duration = Duration::from_secs(300);
+
 /// How the mount is doing.
 ///
 /// ```text
@@ -29,11 +32,13 @@ struct State {
     phase: Phase,
     /// Threads that still have to pass on how it ended.
     watchers: usize,
+    /// Those of them that are in umount(2).
+    unmounting: usize,
 }
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { state: Mutex::new(State { phase: Phase::Serving, watchers: 0 }), changed: Condvar::new() }
+        Self { state: Mutex::new(State { phase: Phase::Serving, watchers: 0, unmounting: 0 }), changed: Condvar::new() }
     }
 }
 
@@ -49,11 +54,13 @@ impl Lifecycle {
         self.set(Phase::Draining(progress));
     }
 
-    /// The last word. Waits up to `patience` until all watchers have passed it on.
+    /// The last word. Waits up to `patience` until all watchers have passed it on, and first for those who take the mount
+    /// off: the kernel closes the connection before it lets go of its inodes, and with a million of them that takes seconds.
     pub fn end(&self, outcome: Result<()>, patience: Duration) {
         self.set(Phase::Ended(outcome));
-        let watched = self.changed.wait_timeout_while(self.lock(), patience, |state| 0 < state.watchers);
-        drop(watched);
+        let unmounted = self.changed.wait_timeout_while(self.lock(), UNMOUNT_MAX, |state| 0 < state.unmounting);
+        let (state, _) = unmounted.unwrap_or_else(PoisonError::into_inner);
+        drop(self.changed.wait_timeout_while(state, patience, |state| 0 < state.watchers));
     }
 
     /// A watcher; to be taken before what makes the mount end, so that the end waits for it.
@@ -78,6 +85,15 @@ pub struct Watcher<'a> {
 }
 
 impl Watcher<'_> {
+    /// Does `unmount`, which takes the mount off.
+    pub fn unmounting<T>(&self, unmount: impl FnOnce() -> T) -> T {
+        self.lifecycle.lock().unmounting += 1;
+        let outcome = unmount();
+        self.lifecycle.lock().unmounting -= 1;
+        self.lifecycle.changed.notify_all();
+        outcome
+    }
+
     /// Reports progress until the mount has ended, and how it did.
     ///
     /// # Errors
@@ -146,5 +162,35 @@ mod tests {
         lifecycle.end(Ok(()), Duration::from_secs(60));
         assert_eq!(lifecycle.lock().watchers, 0);
         assert_eq!(watching.join().expect("no panic"), Ok(()));
+    }
+
+    #[test]
+    fn the_end_waits_for_who_takes_the_mount_off_however_long_that_takes() {
+        let lifecycle = Arc::new(Lifecycle::default());
+        let (ready, is_ready) = sync_channel(1);
+        let (go, has_gone) = sync_channel(1);
+        let unmounting = std::thread::spawn({
+            let lifecycle = Arc::clone(&lifecycle);
+            move || {
+                let watcher = lifecycle.watch();
+                watcher.unmounting(|| {
+                    ready.send(()).expect("the test waits");
+                    has_gone.recv().expect("the test goes on");
+                });
+            }
+        });
+        is_ready.recv().expect("it unmounts");
+        let ending = std::thread::spawn({
+            let lifecycle = Arc::clone(&lifecycle);
+            move || lifecycle.end(Ok(()), Duration::ZERO)
+        });
+        while lifecycle.lock().phase != Phase::Ended(Ok(())) {
+            std::thread::yield_now();
+        }
+        assert!(!ending.is_finished());
+        go.send(()).expect("it waits");
+        ending.join().expect("no panic");
+        assert_eq!(lifecycle.lock().unmounting, 0);
+        unmounting.join().expect("no panic");
     }
 }

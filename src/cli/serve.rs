@@ -441,7 +441,7 @@ impl Handler for Shared {
     fn unmount(&self, timeout_seconds: Option<u64>, progress: &mut dyn FnMut(Progress)) -> Result<()> {
         let watcher = self.lifecycle.watch();
         if self.lifecycle.is_serving() {
-            match self.unmount_when_free() {
+            match watcher.unmounting(|| self.unmount_when_free()) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
                     return Err(client::busy(&self.mountpoint));
