@@ -452,8 +452,8 @@ impl Overlay {
     }
 
     /// Plans to seal the staged part of a hand-out. `staged` are the blocks by file range, ascending; hot bytes of the
-    /// hand-out that they do not cover must all lie above them. `mtime` is the row's: it holds if it was set by hand since
-    /// the last write, also while the bytes were handed out.
+    /// hand-out that they do not cover must all lie above them. `committed` is the row's mtime, which holds if it was set by
+    /// hand since the last write, also while the bytes were handed out, and its size. No seal if all was discarded meanwhile.
     ///
     /// Very many pieces become several seals, from the start of the file, so that the row of each fits a batch
     /// (rule R17).
@@ -462,7 +462,7 @@ impl Overlay {
         &self,
         frozen: &Frozen,
         staged: &[(ByteRange, BlockTicket)],
-        mtime: Timestamp,
+        committed: (Timestamp, u64),
     ) -> Vec<Seal> {
         let nothing = (RangeSet::new(), u64::MAX);
         let (cut, limit) = self.cut_since_freeze.as_ref().unwrap_or(&nothing);
@@ -483,6 +483,11 @@ impl Overlay {
         let whole = hot_end <= staged_end;
         let size_last = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
 
+        let (mtime, committed_size) = committed;
+        let size_before = self.seals.back().map_or(committed_size, |seal| seal.size);
+        if extents.is_empty() && size_last.min(*limit) == size_before {
+            return Vec::new();
+        }
         let touched = self.touched.unwrap_or(mtime);
         let mut seals = Vec::new();
         let mut parts = extents.split(SEAL_EXTENTS_MAX).into_iter().peekable();
@@ -620,7 +625,7 @@ mod tests {
     }
 
     fn install(overlay: &mut Overlay, frozen: &Frozen, staged: &[(ByteRange, BlockTicket)]) -> Seal {
-        for seal in overlay.plan_seals(frozen, staged, NOW) {
+        for seal in overlay.plan_seals(frozen, staged, (NOW, 0)) {
             overlay.install(frozen, seal);
         }
         overlay.thaw();
@@ -677,10 +682,9 @@ mod tests {
         let frozen = overlay.freeze(0);
         cut(&mut overlay, ByteRange::new(0, u64::MAX));
         assert!(!overlay.is_clean(0), "the hand-out must end in this overlay");
-        let seal = install(&mut overlay, &frozen, &[(ByteRange::new(0, 5_000), ticket(&data))]);
-        assert!(seal.extents.is_empty());
-        assert_eq!(seal.size, 0);
-        overlay.published(1, 0);
+        let staged = [(ByteRange::new(0, 5_000), ticket(&data))];
+        assert!(overlay.plan_seals(&frozen, &staged, (NOW, 0)).is_empty());
+        overlay.thaw();
         assert!(overlay.is_clean(0));
     }
 

@@ -273,9 +273,10 @@ impl Vfs {
             // A time that was set by hand since, which may be in the future, says nothing of the last change.
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
-                // Without content it tells a time that was set by hand, and so does one that is still to come.
-                let has_content = seal.cut.is_some() || !seal.extents.is_empty();
-                if has_content && seal.touched <= self.clock.now() {
+                // Without a change it tells a time that was set by hand, and so does one that is still to come.
+                let changes =
+                    seal.cut.is_some() || !seal.extents.is_empty() || seal.size != state.row.size;
+                if changes && seal.touched <= self.clock.now() {
                     row.ctime = row.ctime.max(seal.touched);
                 }
             }

@@ -312,10 +312,10 @@ impl Vfs {
         staged: Vec<(ByteRange, BlockTicket)>,
     ) -> Result<()> {
         let mut state = inode.lock();
-        let mtime = state.row.mtime;
+        let committed = (state.row.mtime, state.row.size);
         let Some(overlay) = &state.overlay else { return Ok(()) };
         let hot_before = overlay.hot_bytes();
-        let seals = overlay.plan_seals(frozen, &staged, mtime);
+        let seals = overlay.plan_seals(frozen, &staged, committed);
         let installed = seals.into_iter().try_for_each(|seal| {
             let mut change = Change::default();
             put_seal(&mut change, inode.ino, Some(&seal));
@@ -329,6 +329,11 @@ impl Vfs {
         let hot = overlay.hot_bytes();
         self.hot_budget.release(hot_before - hot);
         state.spill.iter_mut().for_each(|held| held.shrink_to(hot));
+        let size = state.row.size;
+        if state.overlay.as_ref().is_some_and(|overlay| overlay.is_clean(size)) {
+            // All that was out was discarded meanwhile.
+            self.drop_overlay(&mut state);
+        }
         installed
     }
 

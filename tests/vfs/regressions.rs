@@ -1,5 +1,6 @@
 //! What the random tests have found, each as the shortest story that shows it.
 
+use futures_util::FutureExt as _;
 use gravitonfs::base::ids::{Fh, Ino};
 use gravitonfs::base::limits::FILE_BYTES_MAX;
 use gravitonfs::base::range::ByteRange;
@@ -87,6 +88,29 @@ fn the_time_of_a_truncate_to_the_same_size_stays_when_the_content_is_committed()
     assert_eq!(attr(&world, ino).mtime, mtime);
     world.kill_and_remount();
     assert_eq!(attr(&world, ino).mtime, mtime);
+}
+
+/// What was sealed of a file that had only become longer bore the time of a write that came meanwhile. That was taken for a
+/// time set by hand, and the change time stayed as it was before the write.
+#[test]
+fn a_write_while_a_longer_size_is_sealed_changes_both_times_for_good() {
+    let world = world();
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 5_000]);
+    world.settle();
+    world.write(fh, 28_000, &[1; 1_000]);
+    set_size(&world, ino, 26_000);
+    let mut syncing = world.vfs().fsync(fh);
+    assert!(world.runtime.block_on(async { (&mut syncing).now_or_never() }).is_none());
+    pass_time(&world);
+    world.write(fh, 20_000, &[1; 1_000]);
+    let written = attr(&world, ino);
+    assert_eq!(written.mtime, written.ctime);
+    world.runtime.block_on(syncing).unwrap();
+    world.settle();
+    world.vfs().release(fh);
+    world.vfs().forget(ino, 1);
+    assert_eq!((attr(&world, ino).mtime, attr(&world, ino).ctime), (written.mtime, written.ctime));
 }
 
 /// As Linux has it for two names of one file, whoever asks.
