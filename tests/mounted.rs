@@ -30,6 +30,8 @@ mod damage;
 mod directories;
 #[path = "mounted/lifecycle.rs"]
 mod lifecycle;
+#[path = "mounted/mmap.rs"]
+mod mmap;
 #[path = "mounted/names.rs"]
 mod names;
 #[path = "mounted/privileges.rs"]

@@ -122,19 +122,27 @@ impl Handle {
     }
 }
 
-/// A file mapped into memory, shared and writable.
+/// A file mapped into memory, writable.
 pub struct Mapping {
     start: *mut libc::c_void,
     len: usize,
 }
 
 impl Mapping {
-    /// Maps the first `len` bytes of `file`.
+    /// Maps the first `len` bytes of `file`, shared.
     pub fn new(file: &File, len: usize) -> Result<Self> {
+        Self::map(file, len, libc::MAP_SHARED)
+    }
+
+    /// The same, with changes for this mapping alone.
+    pub fn private(file: &File, len: usize) -> Result<Self> {
+        Self::map(file, len, libc::MAP_PRIVATE)
+    }
+
+    fn map(file: &File, len: usize, flags: libc::c_int) -> Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping wherever the kernel likes touches nothing that exists.
-        let start =
-            unsafe { libc::mmap(ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED { Err(Error::last_os_error()) } else { Ok(Self { start, len }) }
     }
 
@@ -290,6 +298,13 @@ impl Child {
         while !self.wait_with(0) {}
         let status = self.ended.expect("ended");
         libc::WIFEXITED(status).then(|| libc::WEXITSTATUS(status))
+    }
+
+    /// The signal that ended it, or None if it exited.
+    pub fn wait_for_signal(&mut self) -> Option<i32> {
+        while !self.wait_with(0) {}
+        let status = self.ended.expect("ended");
+        libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status))
     }
 
     fn wait_with(&mut self, flags: libc::c_int) -> bool {

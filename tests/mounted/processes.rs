@@ -13,6 +13,7 @@ on_each_backend! {
     locks_exclude_other_processes_until_they_are_released within 120 s,
     locks_of_ranges_exclude_what_overlaps within 120 s,
     a_process_that_waits_for_a_lock_can_be_interrupted within 120 s,
+    two_processes_that_would_wait_for_each_other_are_told within 120 s,
     processes_that_append_lose_nothing within 120 s,
     one_of_several_processes_makes_a_name within 120 s,
     a_listing_is_whole_while_others_make_and_remove_names within 180 s,
@@ -119,6 +120,35 @@ fn a_process_that_waits_for_a_lock_can_be_interrupted(volume: &Volume) {
         assert_eq!(waiting.wait(), Some(libc::EINTR), "{kind:?}");
         assert_eq!(try_elsewhere(volume, kind, Lock::Exclusive, WHOLE), libc::EAGAIN, "{kind:?}: still held");
     }
+}
+
+/// fcntl(2): EDEADLK for one of the two, whichever came last. flock(2) and OFD locks are not watched, on any filesystem.
+fn two_processes_that_would_wait_for_each_other_are_told(volume: &Volume) {
+    volume.mount();
+    let (mine, theirs) = ((0, 10), (10, 10));
+    let file = open(volume);
+    lock(&file, LockKind::Posix, Lock::Exclusive, mine, false).expect("lock");
+    let mut other = Child::start(&volume.directory(), || {
+        let file = open(volume);
+        lock(&file, LockKind::Posix, Lock::Exclusive, theirs, false).expect("lock");
+        match lock(&file, LockKind::Posix, Lock::Exclusive, mine, true) {
+            Ok(()) => 0,
+            Err(error) => u8::try_from(error.raw_os_error().unwrap_or(255)).unwrap_or(255),
+        }
+    });
+    // Until the other holds its range there is nothing to wait for: what is locked too early is given back.
+    let refused = loop {
+        match lock(&file, LockKind::Posix, Lock::Exclusive, theirs, true) {
+            Ok(()) if !other.has_ended() => {
+                lock(&file, LockKind::Posix, Lock::None, theirs, false).expect("unlock");
+            }
+            outcome => break outcome.err().and_then(|error| error.raw_os_error()),
+        }
+    };
+    lock(&file, LockKind::Posix, Lock::None, mine, false).expect("unlock");
+    let others = other.wait();
+    let told = [refused, others].into_iter().filter(|errno| *errno == Some(libc::EDEADLK)).count();
+    assert_eq!(told, 1, "{refused:?} {others:?}");
 }
 
 /// True once the signal would not end the process.

@@ -139,8 +139,11 @@ fn a_sparse_file_of_five_gibibytes_takes_the_room_of_its_data(volume: &Volume) {
     assert_sparse(volume, "sparse");
     script_within(LIMIT, &volume.mountpoint(), "cp --sparse=auto sparse copy");
     assert_sparse(volume, "copy");
+    let tar = "mkdir out && tar -cSf - sparse | tar -xSf - -C out && mv out/sparse unpacked";
+    script_within(LIMIT, &volume.mountpoint(), tar);
+    assert_sparse(volume, "unpacked");
     volume.remount_from_the_store_alone();
-    for name in ["sparse", "copy"] {
+    for name in ["sparse", "copy", "unpacked"] {
         assert_sparse(volume, name);
         let line = format!("cmp <(dd if={name} bs=1M skip=4500 count=1 status=none) {}", data.display());
         script(&volume.mountpoint(), &line);
