@@ -484,8 +484,11 @@ impl Overlay {
         let size_last = if whole { frozen.size } else { frozen.size_before.max(staged_end) };
 
         let (mtime, committed_size) = committed;
+        // What came meanwhile, a copy from another file, may have made the file longer again than a truncate had left it:
+        // sizes go down by cuts alone.
         let size_before = self.seals.back().map_or(committed_size, |seal| seal.size);
-        if extents.is_empty() && size_last.min(*limit) == size_before {
+        let bounded = |size: u64| size.min(*limit).max(size_before);
+        if extents.is_empty() && bounded(size_last) == size_before {
             return Vec::new();
         }
         let touched = self.touched.unwrap_or(mtime);
@@ -496,7 +499,7 @@ impl Overlay {
             let is_last = parts.peek().is_none();
             let size = if is_last { size_last } else { frozen.size_before.max(end).min(size_last) };
             let number = self.next_seal + seals.len() as u64;
-            seals.push(Seal { number, extents, cut: None, size: size.min(*limit), touched });
+            seals.push(Seal { number, extents, cut: None, size: bounded(size), touched });
         }
         seals
     }

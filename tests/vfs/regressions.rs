@@ -113,6 +113,31 @@ fn a_write_while_a_longer_size_is_sealed_changes_both_times_for_good() {
     assert_eq!((attr(&world, ino).mtime, attr(&world, ino).ctime), (written.mtime, written.ctime));
 }
 
+/// The size that a truncate had left while bytes were out to be staged was committed after the copy that made the file longer
+/// again: until the next seal, what was copied read as zeros.
+#[test]
+fn a_copy_to_a_file_that_was_truncated_while_its_bytes_were_staged_is_there() {
+    let world = world();
+    let (_, source) = world.create("source");
+    world.write(source, 0, &[7; 5_000]);
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 5_000]);
+    world.settle();
+    world.write(fh, 16_000, &[1; 2_000]);
+    let mut syncing = world.vfs().fsync(fh);
+    assert!(world.runtime.block_on(async { (&mut syncing).now_or_never() }).is_none());
+    set_size(&world, ino, 58);
+    assert_eq!(copy(&world, (source, 0), (fh, 16_000), 1_000), 1_000);
+    world.runtime.block_on(syncing).unwrap();
+    for settled in [false, true] {
+        if settled {
+            world.settle();
+        }
+        assert_eq!(attr(&world, ino).size, 17_000);
+        assert_eq!(world.read(fh, 16_000, 1_000)[..], [7; 1_000], "settled: {settled}");
+    }
+}
+
 /// As Linux has it for two names of one file, whoever asks.
 #[test]
 fn exchanging_two_names_of_one_file_changes_nothing() {
