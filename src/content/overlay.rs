@@ -382,11 +382,19 @@ impl Overlay {
     }
 
     /// Plans that sealed content of another file takes the place of what `discard` discards. Nothing may be hot: seals are
-    /// in the order of writes.
+    /// in the order of writes. The first `counted` bytes of the file are allocated all the same: content that lives in the
+    /// metadata has no holes.
     #[must_use]
-    pub fn plan_adopt(&self, mut discard: Discard, extents: ExtentMap<Sealed>, size: u64) -> Discard {
+    pub fn plan_adopt(
+        &self,
+        mut discard: Discard,
+        extents: ExtentMap<Sealed>,
+        size: u64,
+        counted: u64,
+    ) -> Discard {
         debug_assert!(self.hot_bytes == 0, "seals are in the order of writes");
-        discard.allocated += extents.iter().map(|(range, _)| range.len()).sum::<u64>();
+        let uncounted = |range: ByteRange| range.end.saturating_sub(range.start.max(counted));
+        discard.allocated += extents.iter().map(|(range, _)| uncounted(range)).sum::<u64>();
         let (number, touched) = (self.next_seal, discard.touched);
         let cut = discard.seal.and_then(|seal| seal.cut);
         discard.seal = Some(Seal { number, extents, cut, size, touched });

@@ -205,7 +205,8 @@ impl Vfs {
         let overlay = state.overlay.as_deref().unwrap_or(&empty);
         let size = state.size().max(target_range.end);
         let cut = self.plan_cut_of(overlay, ino, &row, target_range)?;
-        let adopted = overlay.plan_adopt(cut, extents, size);
+        let counted = if row.form == ContentForm::Inline { row.allocated } else { 0 };
+        let adopted = overlay.plan_adopt(cut, extents, size, counted);
         put_seal(&mut change, ino, adopted.seal.as_ref());
         change.put_inode(ino, &state.row, &row);
 

@@ -138,6 +138,22 @@ fn a_copy_to_a_file_that_was_truncated_while_its_bytes_were_staged_is_there() {
     }
 }
 
+/// What had been committed inside the metadata was counted once more where a copy took its place.
+#[test]
+fn a_copy_over_what_a_small_file_held_is_counted_once() {
+    let world = world();
+    let (ino, fh) = world.create("f");
+    world.write(fh, 0, &[1; 500]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    world.write(fh, 500, &[2; 3_596]);
+    world.runtime.block_on(world.vfs().fsync(fh)).unwrap();
+    assert_eq!(attr(&world, ino).blocks, 8);
+    assert_eq!(copy(&world, (fh, 1_000), (fh, 59), 400), 400);
+    assert_eq!(attr(&world, ino).blocks, 8);
+    world.settle();
+    assert_eq!(attr(&world, ino).blocks, 8);
+}
+
 /// As Linux has it for two names of one file, whoever asks.
 #[test]
 fn exchanging_two_names_of_one_file_changes_nothing() {
