@@ -274,8 +274,7 @@ impl Vfs {
             if row.mtime != seal.touched {
                 row.mtime = seal.touched;
                 // Without a change it tells a time that was set by hand, and so does one that is still to come.
-                let changes =
-                    seal.cut.is_some() || !seal.extents.is_empty() || seal.size != state.row.size;
+                let changes = seal.cut.is_some() || !seal.extents.is_empty() || seal.size != state.row.size;
                 if changes && seal.touched <= self.clock.now() {
                     row.ctime = row.ctime.max(seal.touched);
                 }
