@@ -209,6 +209,7 @@ prepare() {
         }
         if ! postgres_found; then
             # No server of the machine's own shall come with it.
+            need pgrep procps
             need pg_createcluster postgresql-common
             sed -i 's/^#*create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
             need initdb postgresql
