@@ -207,9 +207,9 @@ prepare() {
             postgres_bin=$(find /usr/lib/postgresql -maxdepth 2 -name bin 2>/dev/null | sort -V | tail -n 1)
             [ -n "$postgres_bin" ]
         }
+        need pgrep procps
         if ! postgres_found; then
             # No server of the machine's own shall come with it.
-            need pgrep procps
             need pg_createcluster postgresql-common
             sed -i 's/^#*create_main_cluster *=.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
             need initdb postgresql
