@@ -28,6 +28,8 @@ mod counters;
 mod damage;
 #[path = "mounted/directories.rs"]
 mod directories;
+#[path = "mounted/kill.rs"]
+mod kill;
 #[path = "mounted/lifecycle.rs"]
 mod lifecycle;
 #[path = "mounted/mmap.rs"]

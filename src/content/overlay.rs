@@ -28,7 +28,8 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 /// Part of the overlay, as the map holds it.
 #[derive(Clone, Debug)]
 enum Piece {
-    /// Written, in memory only. `version` tells bytes written before a seal was frozen from later ones.
+    /// Written, in memory only. `version` tells bytes written before a seal was frozen from later ones; `at` is when the
+    /// first of its places came to be in memory only, so that bytes do not stay young by being written over.
     Hot { data: Bytes, version: u64, at: Duration },
     /// In a staged block, from `skip` on.
     Staged { ticket: BlockTicket, skip: u32, seal: u64 },
@@ -77,6 +78,7 @@ pub struct Discard {
 struct OpenRun {
     start: u64,
     buf: Vec<u8>,
+    /// As that of a piece.
     at: Duration,
 }
 
@@ -187,33 +189,35 @@ impl Overlay {
         self.touched = Some(when.0);
         self.allocated += self.growth(range, uncovered);
         self.size = self.size.max(range.end);
-        if self.append(range, data, when.1) {
+        if self.append(range, data) {
             return;
         }
         self.close_run();
-        self.discard_hot(range);
+        let at = self.discard_hot(range).map_or(when.1, |oldest| oldest.min(when.1));
         self.hot_bytes += range.len();
         if data.len() < RUN_BYTES_MAX / 4 {
             self.pieces.remove(range);
             let mut buf = Vec::with_capacity((2 * data.len()).clamp(4096, RUN_BYTES_MAX));
             buf.extend_from_slice(data);
-            self.open = Some(OpenRun { start: offset, buf, at: when.1 });
+            self.open = Some(OpenRun { start: offset, buf, at });
         } else {
             self.version += 1;
             let (data, version) = (Bytes::copy_from_slice(data), self.version);
-            self.pieces.insert(range, Piece::Hot { data, version, at: when.1 });
+            self.pieces.insert(range, Piece::Hot { data, version, at });
         }
     }
 
     /// Adds to the open run if `range` continues it.
-    fn append(&mut self, range: ByteRange, data: &[u8], _at: Duration) -> bool {
-        let Some(open) = &mut self.open else { return false };
+    fn append(&mut self, range: ByteRange, data: &[u8]) -> bool {
+        let Some(open) = &self.open else { return false };
         let fits = open.buf.len() + data.len() <= RUN_BYTES_MAX;
         if open.range().end != range.start || !fits {
             return false;
         }
+        let oldest = self.discard_hot(range);
+        let open = self.open.as_mut().expect("looked at above");
         open.buf.extend_from_slice(data);
-        self.discard_hot(range);
+        open.at = oldest.map_or(open.at, |oldest| oldest.min(open.at));
         self.pieces.remove(range);
         self.hot_bytes += range.len();
         true
@@ -242,10 +246,15 @@ impl Overlay {
         self.pieces.insert(range, Piece::Hot { data: Bytes::from(run.buf), version, at: run.at });
     }
 
-    /// Takes hot bytes of closed pieces in `range` off the count.
-    fn discard_hot(&mut self, range: ByteRange) {
-        let hot = self.pieces.overlaps(range).filter(|(_, piece)| matches!(piece, Piece::Hot { .. }));
-        self.hot_bytes -= hot.map(|(part, _)| part.len()).sum::<u64>();
+    /// Takes hot bytes of closed pieces in `range` off the count; returns since when the oldest have been so.
+    fn discard_hot(&mut self, range: ByteRange) -> Option<Duration> {
+        let mut oldest = None;
+        for (part, piece) in self.pieces.overlaps(range) {
+            let Piece::Hot { at, .. } = piece else { continue };
+            self.hot_bytes -= part.len();
+            oldest = Some(oldest.map_or(at, |oldest: Duration| oldest.min(at)));
+        }
+        oldest
     }
 
     /// What the overlay holds of `window`, ascending; the gaps are committed content.
@@ -429,7 +438,7 @@ impl Overlay {
         (content.len() as u64 == self.size).then_some(content)
     }
 
-    /// When the oldest of the last `len` hot bytes was written.
+    /// Since when the oldest of the last `len` hot bytes has been in memory only.
     #[must_use]
     pub fn oldest_of_last_hot(&self, len: u64) -> Option<Duration> {
         let open = self.open.iter().map(|run| (run.buf.len() as u64, run.at));

@@ -1,5 +1,7 @@
 //! Files with a long backlog: the store is unreachable, and very many small pieces are staged and not committed.
 
+use std::time::Duration;
+
 use gravitonfs::base::ids::{Fh, Ino};
 use gravitonfs::base::range::ByteRange;
 use gravitonfs::vfs::{AllocateMode, SetAttr, SetTime};
@@ -136,6 +138,31 @@ fn a_time_set_after_the_last_write_outlives_a_kill_and_so_does_the_time_of_a_cut
     assert_eq!((found.mtime, found.ctime), (ahead, set.ctime), "a time set by hand");
     let model = [vec![2; 4_000], vec![1; 1_000]].concat();
     assert!(world.read_all(fh, ino) == model);
+}
+
+/// The end of a file that was written over all the time counted as young for ever, so it stayed in memory: a kill took
+/// everything since the file was made. What is in memory only is as old as the first write there.
+#[test]
+fn what_is_written_over_all_the_time_is_a_second_old_at_most_after_a_kill() {
+    let mut world = World::simulated(8, 2048);
+    let (_, fh) = world.create("f");
+    let clock = world.runtime.clock();
+    // Nothing is older than the clock.
+    world.runtime.block_on(clock.sleep(Duration::from_secs(1)));
+    for tenth in 1..=30 {
+        world.write(fh, 0, &[tenth; 3_000]);
+        world.write(fh, 3_000, &[tenth; 3_000]);
+        world.runtime.block_on(clock.sleep(Duration::from_millis(100)));
+    }
+    world.kill_and_remount();
+    let (ino, fh) = world.open("f");
+    let found = world.read_all(fh, ino);
+    assert_eq!(found.len(), 6_000);
+    let oldest = found.iter().min();
+    assert!(
+        oldest.is_some_and(|&tenth| 15 <= tenth),
+        "written {oldest:?} tenths of a second after the first"
+    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub struct Frozen {
 pub struct Run {
     pub start: u64,
     pub data: Vec<Bytes>,
-    /// When its oldest byte was written.
+    /// Since when its oldest byte has been in memory only.
     pub oldest: Duration,
 }
 
