@@ -72,7 +72,8 @@ impl Place {
 fn the_manual_names_every_command_and_option() {
     let place = Place::new();
     let help = String::from_utf8(place.succeed(&["--help"])).expect("text");
-    for word in ["format", "mount", "umount", "sync", "status", "blob", "Exit codes", "GRAVITONFS_STATE_DIR"]
+    for word in
+        ["format", "mount", "umount", "sync", "status", "check", "blob", "Exit codes", "GRAVITONFS_STATE_DIR"]
     {
         assert!(help.contains(word), "{word} is missing in {help}");
     }

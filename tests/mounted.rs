@@ -20,6 +20,8 @@ mod acl;
 mod allocate;
 #[path = "mounted/attributes.rs"]
 mod attributes;
+#[path = "mounted/check.rs"]
+mod check;
 #[path = "mounted/corners.rs"]
 mod corners;
 #[path = "mounted/counters.rs"]

@@ -15,6 +15,20 @@ impl Hash {
     pub fn of(data: &[u8]) -> Self {
         Self(*blake3::hash(data).as_bytes())
     }
+
+    /// Parses what `Display` writes: 64 hexadecimal digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        if text.len() != 64 {
+            return None;
+        }
+        let mut hash = [0; 32];
+        for (index, byte) in hash.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(text.get(2 * index..2 * index + 2)?, 16).ok()?;
+        }
+        let hash = Self(hash);
+        (hash.to_string() == text).then_some(hash)
+    }
 }
 
 impl fmt::Display for Hash {

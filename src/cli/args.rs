@@ -8,7 +8,7 @@ const AFTER_HELP: &str = "\
 VOLUME is s3://bucket[/prefix], file:///dir, or mem: (a new empty volume for each mount).
 
 Exit codes: 0 done, 1 internal error, 2 usage, 3 not found or not formatted, 4 busy or already mounted,
-5 denied, 6 unreachable, 7 corrupt, 8 format too new, 9 fenced or held by another host, 10 drain timed out
+5 denied, 6 unreachable, 7 corrupt (or a check found something), 8 format too new, 9 fenced or held by another host, 10 drain timed out
 (the data are safe on this machine). The last line on stderr says: gravitonfs: THING: CAUSE; WHAT TO DO.
 
 Environment: GRAVITONFS_STATE_DIR (default /var/lib/gravitonfs for root, else $XDG_STATE_HOME/gravitonfs) holds what
@@ -50,6 +50,8 @@ pub enum Command {
     Sync(Sync),
     /// Report the state of a volume or mount.
     Status(Status),
+    /// Find out whether a volume is whole; changes nothing.
+    Check(Check),
     /// Store and fetch whole contents by key, without mounting.
     Blob(Blob),
 }
@@ -126,6 +128,22 @@ pub struct Status {
     /// A volume, or the mountpoint of one.
     #[arg(value_name = "VOLUME|MOUNTPOINT")]
     pub target: PathBuf,
+    /// One JSON object, for scripts.
+    #[arg(long)]
+    pub json: bool,
+    /// How to reach the store of an unmounted volume.
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub options: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// A volume, or the mountpoint of one, which goes on serving.
+    #[arg(value_name = "VOLUME|MOUNTPOINT")]
+    pub target: PathBuf,
+    /// Fetch and hash every stored byte too.
+    #[arg(long)]
+    pub data: bool,
     /// One JSON object, for scripts.
     #[arg(long)]
     pub json: bool,

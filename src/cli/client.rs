@@ -24,7 +24,8 @@ pub fn umount(roots: &LocalRoots, given: &Path, timeout_seconds: Option<u64>) ->
     };
     let daemon = Process::running(entry.pid);
     let mut terminal = Terminal::new("draining");
-    let outcome = ask(&entry.state_dir, &Request::Unmount { timeout_seconds }, &mut |p| terminal.show(p));
+    let show = &mut |progress: Progress| terminal.show(&progress.to_text());
+    let outcome = ask(&entry.state_dir, &Request::Unmount { timeout_seconds }, show);
     terminal.clear();
     let ends = match &outcome {
         Ok(_) => true,
@@ -78,7 +79,8 @@ pub fn busy(mountpoint: &Path) -> Failure {
 pub fn sync(roots: &LocalRoots, given: &Path) -> Result<()> {
     let entry = find(roots, given)?;
     let mut terminal = Terminal::new("syncing");
-    let outcome = ask(&entry.state_dir, &Request::Sync, &mut |progress| terminal.show(progress));
+    let show = &mut |progress: Progress| terminal.show(&progress.to_text());
+    let outcome = ask(&entry.state_dir, &Request::Sync, show);
     terminal.clear();
     outcome.map(drop)
 }
@@ -106,26 +108,26 @@ pub fn status(entry: &Entry) -> Result<Status> {
 }
 
 /// One line on stderr that is written over; nothing if stderr is not a terminal.
-struct Terminal {
+pub(super) struct Terminal {
     label: &'static str,
     is_shown: bool,
     is_terminal: bool,
 }
 
 impl Terminal {
-    fn new(label: &'static str) -> Self {
+    pub(super) fn new(label: &'static str) -> Self {
         Self { label, is_shown: false, is_terminal: io::stderr().is_terminal() }
     }
 
-    fn show(&mut self, progress: Progress) {
+    pub(super) fn show(&mut self, progress: &str) {
         if self.is_terminal {
-            eprint!("\r\x1b[K{}: {}", self.label, progress.to_text());
+            eprint!("\r\x1b[K{}: {}", self.label, progress);
             let _ = io::stderr().flush();
             self.is_shown = true;
         }
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.is_shown {
             eprint!("\r\x1b[K");
         }

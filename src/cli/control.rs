@@ -12,9 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::blob::{BlobInfo, BlobOp};
+use super::check::CheckReport;
 use super::descriptor;
 use super::exit::{Code, Failure, Result};
 use super::report::{Progress, Status};
+use crate::maint::check::{self, Data};
 
 const SOCKET: &str = "control.sock";
 
@@ -35,6 +37,10 @@ pub enum Request {
         /// Give up draining after this many seconds.
         timeout_seconds: Option<u64>,
     },
+    /// Look whether the volume is whole.
+    Check {
+        data: Data,
+    },
     /// A file comes with it if the operation reads or writes one.
     Blob {
         op: BlobOp,
@@ -45,14 +51,18 @@ pub enum Request {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Told {
     Progress(Progress),
+    Checking(check::Progress),
+    Checked(Box<CheckReport>),
     Blob(BlobInfo),
 }
 
-/// One line of an answer; all but `Progress` and `Blob` are the last.
+/// One line of an answer; `Status`, `Done` and `Failed` are the last.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Reply {
     Progress(Progress),
+    Checking(check::Progress),
+    Checked(Box<CheckReport>),
     Blob(BlobInfo),
     Status(Box<Status>),
     Done,
@@ -81,6 +91,12 @@ pub trait Handler: Send + Sync + 'static {
     /// # Errors
     /// `Busy` if files are open, in which case the mount goes on; `DrainTimedOut`; of the store.
     fn unmount(&self, timeout_seconds: Option<u64>, progress: &mut dyn FnMut(Progress)) -> Result<()>;
+
+    /// Looks whether the volume is whole, as it is now. It goes on serving.
+    ///
+    /// # Errors
+    /// Of the metadata and the store; what is wrong with the volume is no error.
+    fn check(&self, data: Data, report: &mut check::Report<'_>) -> Result<CheckReport>;
 
     /// Does something to the volume's blobs.
     ///
@@ -148,6 +164,13 @@ fn answer(handler: &dyn Handler, stream: &UnixStream) -> io::Result<()> {
             let progress = &mut |progress| tell(Reply::Progress(progress));
             handler.unmount(timeout_seconds, progress).map(|()| Reply::Done)
         }
+        Ok(Request::Check { data }) => {
+            let checked = handler.check(data, &mut |progress| tell(Reply::Checking(progress)));
+            checked.map(|report| {
+                tell(Reply::Checked(Box::new(report)));
+                Reply::Done
+            })
+        }
         Ok(Request::Blob { op }) => {
             handler.blob(&op, file, &mut |info| tell(Reply::Blob(info))).map(|()| Reply::Done)
         }
@@ -199,7 +222,7 @@ pub fn ask(
     ask_for_reply(state_dir, request, None, tell)
 }
 
-/// As [`ask`], for a request that comes with a file.
+/// As [`ask`], for a request that is told more than progress or comes with a file.
 ///
 /// # Errors
 /// As [`ask`].
@@ -230,6 +253,8 @@ fn ask_for_reply(
         let line = line.map_err(|error| failed("receive", error))?;
         match serde_json::from_str(&line).map_err(|error| failed("read the answer", error.into()))? {
             Reply::Progress(made) => tell(Told::Progress(made)),
+            Reply::Checking(made) => tell(Told::Checking(made)),
+            Reply::Checked(report) => tell(Told::Checked(report)),
             Reply::Blob(info) => tell(Told::Blob(info)),
             Reply::Status(status) => return Ok(Some(*status)),
             Reply::Done => return Ok(None),
@@ -247,6 +272,7 @@ mod tests {
     use std::os::fd::AsFd as _;
 
     use super::*;
+    use crate::base::ids::VolumeId;
 
     /// Reports two steps of progress, and refuses to unmount without a timeout.
     struct Scripted;
@@ -271,6 +297,11 @@ mod tests {
                 Some(_) => Ok(()),
                 None => Err(Failure::new(Code::Busy, "/mnt", "files are open", "close them")),
             }
+        }
+
+        fn check(&self, _: Data, report: &mut check::Report<'_>) -> Result<CheckReport> {
+            report(check::Progress { step: check::Step::Packs, done: 1, of: None });
+            Ok(CheckReport::new("mem:", VolumeId(7), check::Outcome::default()))
         }
 
         fn blob(
@@ -304,6 +335,11 @@ mod tests {
         let status = ask(&state_dir, &Request::Status, &mut |_| {}).expect_err("scripted");
         assert_eq!(status.to_string(), "metadata: unreadable; run a check");
         assert_eq!(status.code, Code::Corrupt);
+
+        let mut told = Vec::new();
+        let request = Request::Check { data: Data::Listed };
+        ask_with_file(&state_dir, &request, None, &mut |line| told.push(line)).expect("scripted");
+        assert!(matches!(&told[..], [Told::Checking(_), Told::Checked(_)]), "{told:?}");
 
         let unmount = |timeout_seconds| {
             ask(&state_dir, &Request::Unmount { timeout_seconds }, &mut |_| {}).map_err(|f| f.code)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blocks::Blocks;
+use super::check::{CheckReport, staged_files};
 use super::exit::{Code, Failure, Result};
 use super::lock::LocalLock;
 use super::report::{LastFailure, Progress, Requests, SCHEMA, State, Status};
@@ -13,6 +14,7 @@ use crate::base::limits::KIB;
 use crate::base::time::Random;
 use crate::commit::Committer;
 use crate::content::pack_cache::PackCache;
+use crate::maint::check::{self, CheckParts, Data};
 use crate::store;
 use crate::store::object::Fencing;
 use crate::store::superblock::Superblock;
@@ -84,6 +86,21 @@ impl Engine {
             dirty_bytes,
             pending_upload_bytes: self.blocks.pending().bytes + self.commit.pending().bytes,
         }
+    }
+
+    /// Looks whether the volume is whole as it is now, while it goes on serving.
+    ///
+    /// # Errors
+    /// Of the metadata and the store; what is wrong with the volume is no error.
+    pub async fn check(&self, data: Data, report: &mut check::Report<'_>) -> Result<CheckReport> {
+        let failed = |error: store::Error| Failure::store(&self.volume, &error);
+        // The view first: what it knows as staged is then staged, or in the store when that is listed.
+        let view = Arc::new(self.commit.view().map_err(failed)?);
+        let staged = staged_files(&self.state_dir)?;
+        let volume = self.superblock.volume_id();
+        let parts = CheckParts { view, staged, objects: self.objects.store.clone(), volume, data };
+        let outcome = check::check(parts, report).await.map_err(failed)?;
+        Ok(CheckReport::new(&self.volume.to_string(), volume, outcome))
     }
 
     /// Everything written before the call is in the store when it returns.

@@ -5,6 +5,7 @@
 pub mod args;
 pub mod blob;
 mod blocks;
+pub mod check;
 pub mod client;
 pub mod control;
 pub mod daemon;
@@ -62,6 +63,7 @@ fn run(command: Command) -> Result<()> {
         Command::Mount(arguments) => mount::mount(&arguments, roots),
         Command::Umount(arguments) => client::umount(&roots, &arguments.mountpoint, arguments.timeout),
         Command::Status(arguments) => status::status(&roots, &arguments),
+        Command::Check(arguments) => check::check(&roots, &arguments),
         Command::Blob(arguments) => blob::blob(&roots, &arguments),
         Command::Format(arguments) => format::format(&roots, &arguments),
         Command::Sync(arguments) => client::sync(&roots, &arguments.mountpoint),

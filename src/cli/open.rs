@@ -20,7 +20,7 @@ use super::stores::{Machine, Missing, Objects, Probe};
 use super::volume::Volume;
 use crate::backend::local::LocalDirectory;
 use crate::backend::redb::RedbKv;
-use crate::base::ids::{Epoch, Ino, WriterId};
+use crate::base::ids::{Epoch, Ino, VolumeId, WriterId};
 use crate::base::time::Random;
 use crate::commit::{Committer, Limits};
 use crate::content::block_cache::BlockCache;
@@ -42,7 +42,9 @@ const REPORTED_BYTES: u64 = 1 << 50;
 /// How long a daemon that has been unmounted may still be draining before a new mount gives up.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 
-const METADATA_FILE: &str = "meta.redb";
+pub(super) const METADATA_FILE: &str = "meta.redb";
+pub(super) const LOG_DIRECTORY: &str = "log";
+pub(super) const STAGED_DIRECTORY: &str = "staged";
 
 /// Threads for futures; the CPU work of flushing has threads of its own.
 const WORKER_THREADS: usize = 2;
@@ -117,7 +119,7 @@ pub async fn open(
     reporter.open_log(&opening.state_dir.join("daemon.log"), config.log_filter)?;
     let fencing = opening.probe(&objects, reporter).await?;
 
-    let staged = directory(&opening.state_dir.join("staged"))?;
+    let staged = directory(&opening.state_dir.join(STAGED_DIRECTORY))?;
     let spill = spill_budget(options.spill_bytes, staged.clone(), runtime);
     let index = Arc::new(MetadataIndex::default());
     let fetched = directory(&roots.volume_cache(opening.superblock.volume_id()).join("packs"))?;
@@ -164,13 +166,56 @@ pub async fn open(
     })
 }
 
+/// What metadata are opened from.
+pub(super) struct MetadataParts<'a> {
+    pub(super) runtime: &'a TokioRuntime,
+    pub(super) objects: &'a Objects,
+    /// Where the database is or will be, and the log beside it.
+    pub(super) state: &'a dyn Directory,
+    pub(super) log: Arc<dyn Directory>,
+    pub(super) volume: VolumeId,
+    /// Memory for them.
+    pub(super) bytes: u64,
+    pub(super) access: Access,
+}
+
+impl MetadataParts<'_> {
+    /// Brings the local state together with the bucket.
+    ///
+    /// # Errors
+    /// As [`recovery::mount`].
+    pub(super) async fn open(self) -> std::result::Result<Mounted, MountError> {
+        let device = match self.state.open(METADATA_FILE) {
+            Err(error) if error.kind == store::Kind::NotFound => self.state.create(METADATA_FILE),
+            opened => opened,
+        };
+        // Half is redb's, the other half the recent rows'.
+        let cache_bytes = self.bytes / 2;
+        let memtable_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
+        let parts = MountParts {
+            kv: Arc::new(RedbKv::open(device?, cache_bytes)?),
+            log: self.log,
+            objects: self.objects.store.clone(),
+            rules: Arc::new(SchemaMerge),
+            clock: self.runtime.clock(),
+            spawner: self.runtime.spawner(),
+            limits: Limits { memtable_bytes, ..Limits::default() },
+            volume: self.volume,
+            access: self.access,
+        };
+        recovery::mount(parts, &|progress| tracing::info!(?progress, "recover")).await
+    }
+}
+
 /// True if the volume's objects are on the filesystem that holds the local files.
 fn is_near(volume: &Volume, local: &Path) -> bool {
     let filesystem = |path: &Path| std::fs::metadata(path).map(|metadata| metadata.dev()).ok();
     matches!(volume, Volume::Dir(store) if filesystem(store) == filesystem(local))
 }
 
-fn directory(path: &Path) -> Result<Arc<dyn Directory>> {
+/// # Errors
+/// Of the disk.
+pub(super) fn directory(path: &Path) -> Result<Arc<dyn Directory>> {
     let opened = LocalDirectory::open_or_create(path);
     Ok(Arc::new(opened.map_err(|error| Failure::store(path.display(), &error))?))
 }
@@ -195,27 +240,17 @@ impl Opening<'_> {
 
     /// Brings the local state together with the bucket, and takes the volume.
     async fn metadata(&self, objects: &Objects, state: &dyn Directory) -> Result<Mounted> {
-        let device = match state.open(METADATA_FILE) {
-            Err(error) if error.kind == store::Kind::NotFound => state.create(METADATA_FILE),
-            opened => opened,
-        };
-        // Half of its share is redb's, the other half the recent rows'.
-        let cache_bytes = self.shares.metadata / 2;
-        let kv = device.and_then(|device| RedbKv::open(device, cache_bytes));
-        let memtable_bytes = usize::try_from(cache_bytes).unwrap_or(usize::MAX);
-        let parts = MountParts {
-            kv: Arc::new(kv.map_err(|error| self.failed(&error))?),
-            log: directory(&self.state_dir.join("log"))?,
-            objects: objects.store.clone(),
-            rules: Arc::new(SchemaMerge),
-            clock: self.runtime.clock(),
-            spawner: self.runtime.spawner(),
-            limits: Limits { memtable_bytes, ..Limits::default() },
+        let log = directory(&self.state_dir.join(LOG_DIRECTORY))?;
+        let parts = MetadataParts {
+            runtime: self.runtime,
+            objects,
+            state,
+            log,
             volume: self.superblock.volume_id(),
+            bytes: self.shares.metadata,
             access: self.access()?,
         };
-        let report = |progress| tracing::info!(?progress, "recover");
-        recovery::mount(parts, &report).await.map_err(|error| not_taken(self.config.volume, error))
+        parts.open().await.map_err(|error| not_taken(self.config.volume, error))
     }
 
     fn access(&self) -> Result<Access> {
@@ -297,7 +332,7 @@ fn unusable(volume: &Volume) -> Failure {
     )
 }
 
-fn not_taken(volume: &Volume, error: MountError) -> Failure {
+pub(super) fn not_taken(volume: &Volume, error: MountError) -> Failure {
     match error {
         MountError::Held(_) => {
             let advice = "unmount it there; if that host is gone for good: -o takeover";

@@ -13,6 +13,7 @@ use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Handle;
 
 use super::blob::{self, BlobInfo, BlobOp};
+use super::check::CheckReport;
 use super::client;
 use super::control::{self, Handler};
 use super::engine::Engine;
@@ -25,6 +26,7 @@ use super::registry::Entry;
 use super::report::{Progress, State, Status};
 use crate::base::limits::MIB;
 use crate::fuse::{Adapter, AdapterParts, PROBE_BYTES, Presentation, SelfTest, Session};
+use crate::maint::check::{self, Data};
 use crate::rt::TokioRuntime;
 
 /// One read of this many bytes is one request: what the kernel lets through without a larger `max_pages_limit`.
@@ -454,6 +456,10 @@ impl Handler for Shared {
         // Full only while the end is under way already.
         let _ = self.events.try_send(Event::Command { timeout_seconds });
         watcher.until_end(progress)
+    }
+
+    fn check(&self, data: Data, report: &mut check::Report<'_>) -> Result<CheckReport> {
+        self.runtime.block_on(self.engine.check(data, report))
     }
 
     fn blob(&self, op: &BlobOp, file: Option<File>, report: &mut (dyn FnMut(BlobInfo) + Send)) -> Result<()> {

@@ -35,7 +35,11 @@ pub fn status(roots: &LocalRoots, arguments: &args::Status) -> Result<()> {
     Ok(())
 }
 
-fn volume_of(target: &Path) -> Result<Option<Volume>> {
+/// The volume that `target` names; None if it is a path.
+///
+/// # Errors
+/// `Usage` for what looks like a volume and is none.
+pub(super) fn volume_of(target: &Path) -> Result<Option<Volume>> {
     let Some(text) = target.to_str().filter(|text| Volume::looks_like(text)) else { return Ok(None) };
     text.parse().map(Some).map_err(|cause: String| Failure::usage(text, cause))
 }

@@ -38,12 +38,12 @@ pub(crate) struct PartRef {
 
 /// Rows on their way into a part.
 #[derive(Default)]
-pub(super) struct PartRows {
+pub(crate) struct PartRows {
     body: Writer,
 }
 
 impl PartRows {
-    pub(super) fn add(&mut self, table: Table, key: &[u8], value: &[u8]) {
+    pub(crate) fn add(&mut self, table: Table, key: &[u8], value: &[u8]) {
         encode_row(&mut self.body, table, key, Some(value));
     }
 
@@ -52,7 +52,7 @@ impl PartRows {
     }
 
     /// The object's bytes.
-    pub(super) fn encode(self) -> Vec<u8> {
+    pub(crate) fn encode(self) -> Vec<u8> {
         let raw = self.body.buf;
         let (codec, stored) = compress(&raw);
         let mut w = Writer::new();
@@ -95,7 +95,7 @@ pub(crate) fn decode_part(bytes: &[u8], part: &PartRef) -> Result<Vec<Write>> {
 }
 
 impl Root {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
         w.bytes(&ROOT_MAGIC).u16(VERSION).u16(0).u128(self.volume.0);
         w.u64(self.head.seq.0).u64(self.head.epoch.0).bytes(&self.head.chain.0).u64(self.batch.0);

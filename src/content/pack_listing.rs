@@ -14,16 +14,16 @@ use crate::store::{Error, Kind, Result, keys};
 const TAIL_BYTES: u64 = 64 << 10;
 
 /// A pack's own list of its content.
-pub(super) struct StoredDirectory {
-    pub(super) entries: Vec<PackEntry>,
-    pub(super) receipt: Receipt,
+pub(crate) struct StoredDirectory {
+    pub(crate) entries: Vec<PackEntry>,
+    pub(crate) receipt: Receipt,
 }
 
 /// Reads the directory of a stored pack of `len` bytes.
 ///
 /// # Errors
 /// `Corrupt` naming the pack if it is not the pack of that name; what the store answers otherwise.
-pub(super) async fn read_directory(
+pub(crate) async fn read_directory(
     objects: &dyn ImmutableObjectStore,
     id: PackId,
     len: u64,

@@ -32,8 +32,15 @@ const SUFFIX: &str = ".block";
 /// Requests of one call in flight at once; permits bound them over all calls.
 const REQUESTS_AT_ONCE: usize = 8;
 
-fn file_name(id: BlockId) -> String {
+pub(super) fn file_name(id: BlockId) -> String {
     format!("{}-{}{SUFFIX}", id.hash, id.len)
+}
+
+/// The block that is staged in a file of this name.
+pub(super) fn parse_file_name(name: &str) -> Option<BlockId> {
+    let (hash, len) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    let id = BlockId { hash: Hash::parse(hash)?, len: len.parse().ok()? };
+    (file_name(id) == name).then_some(id)
 }
 
 /// What a [`SingleBlockStore`] is made of.

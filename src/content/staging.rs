@@ -49,6 +49,11 @@ pub(super) fn file_name(id: PackId) -> String {
     format!("{id}{SUFFIX}")
 }
 
+/// The pack that is staged in a file of this name.
+pub(super) fn parse_file_name(name: &str) -> Option<PackId> {
+    name.strip_suffix(SUFFIX).and_then(PackId::parse)
+}
+
 /// A pack with a file in the staged directory.
 pub(super) struct StagedPack {
     pub(super) id: PackId,
@@ -396,7 +401,7 @@ impl Staging {
         let mut files = self.directory.list()?;
         files.sort_unstable();
         for (name, len) in files {
-            let Some(id) = name.strip_suffix(SUFFIX).and_then(PackId::parse) else { continue };
+            let Some(id) = parse_file_name(&name) else { continue };
             if id.writer == self.writer {
                 open.next_number = open.next_number.max(id.number + 1);
             }

@@ -41,7 +41,7 @@ impl Surroundings {
 }
 
 /// Sequences of all checkpoints that have a root, ascending.
-async fn list_checkpoints(objects: &dyn ImmutableObjectStore) -> Result<Vec<Seq>> {
+pub(super) async fn list_checkpoints(objects: &dyn ImmutableObjectStore) -> Result<Vec<Seq>> {
     let mut start = None;
     let mut found = Vec::new();
     loop {

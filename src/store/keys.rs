@@ -46,11 +46,7 @@ pub fn block(id: BlockId) -> ObjectKey {
 #[must_use]
 pub fn parse_block(key: &ObjectKey) -> Option<BlockId> {
     let (hex, len) = key.as_str().strip_prefix(BLOCKS)?.get(3..)?.split_once('-')?;
-    let mut hash = [0; 32];
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(hex.get(2 * index..2 * index + 2)?, 16).ok()?;
-    }
-    let id = BlockId { hash: Hash(hash), len: len.parse().ok()? };
+    let id = BlockId { hash: Hash::parse(hex)?, len: len.parse().ok()? };
     (block(id) == *key).then_some(id)
 }
 

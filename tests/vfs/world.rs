@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use gravitonfs::backend::memory_device::MemoryDirectory;
 use gravitonfs::backend::memory_kv::MemoryKv;
-use gravitonfs::base::ids::{Fh, Ino, WriterId};
+use gravitonfs::base::ids::{Fh, Ino, VolumeId, WriterId};
 use gravitonfs::base::limits::GIB;
 use gravitonfs::base::name::Name;
 use gravitonfs::base::time::{Clock, Random};
@@ -14,6 +14,8 @@ use gravitonfs::commit::{Committer, CommitterParts, Limits};
 use gravitonfs::content::chunker::ChunkSizes;
 use gravitonfs::content::framed::{FramedBlockStore, FramedOptions, FramedParts};
 use gravitonfs::content::spill::{SpillBudget, SpillLimits};
+use gravitonfs::content::staged_files::StagedFiles;
+use gravitonfs::maint::check::{CheckParts, Data, Outcome, check};
 use gravitonfs::rt::{SeededRandom, SemaphoreLimit, Spawner, TokioRuntime};
 use gravitonfs::store::kv::KeyValueStore;
 use gravitonfs::store::schema::merge::SchemaMerge;
@@ -190,6 +192,15 @@ impl World {
     /// Everything becomes staged and acknowledged; only metadata can still be in the log.
     pub(crate) fn settle(&self) {
         self.runtime.block_on(self.vfs().settle()).unwrap();
+    }
+
+    /// What `check` finds in the volume as it is now, every stored byte included.
+    pub(crate) fn check(&self) -> Outcome {
+        let view = Arc::new(self.mounted.as_ref().expect("mounted").commit.view().unwrap());
+        let staged = StagedFiles::list(&*self.staged).unwrap();
+        let objects = self.objects.clone();
+        let parts = CheckParts { view, staged, objects, volume: VolumeId(0), data: Data::Hashed };
+        self.runtime.block_on(check(parts, &mut |_| {})).unwrap()
     }
 
     /// Stops without a word, as a killed process does, and mounts again.

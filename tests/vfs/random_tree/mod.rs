@@ -187,7 +187,9 @@ impl Run {
         self.settle();
         self.check_everything();
         self.check_totals();
+        self.check_volume();
         self.remove_everything();
+        self.check_volume();
         self.digest
     }
 

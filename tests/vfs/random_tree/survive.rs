@@ -79,6 +79,16 @@ impl Run {
             }
         }
         self.check_everything();
+        self.check_volume();
+    }
+
+    /// Everything the volume says of itself is true, and the store has what it needs.
+    pub(super) fn check_volume(&self) {
+        let outcome = self.world.check();
+        let found: Vec<String> = outcome.findings.listed.iter().map(ToString::to_string).collect();
+        assert!(found.is_empty(), "{}", found.join("\n"));
+        let files = self.world.vfs().statfs().unwrap().files;
+        assert_eq!(outcome.files, files, "files that were read past, and files that are counted");
     }
 
     /// Takes over what a kill left of a file, if each byte of it was there at some time since it was last durable.
