@@ -264,9 +264,7 @@ mod tests {
     fn encode(compression: Compression, data: &[u8]) -> (BlockId, Bytes) {
         let id = BlockId::of(data);
         let mut out = Vec::new();
-        FrameEncoder::new(compression)
-            .encode(id, &Bytes::copy_from_slice(data))
-            .write_to(|part| out.extend_from_slice(part));
+        FrameEncoder::new(compression).encode(id, &Bytes::copy_from_slice(data)).write_to(|part| out.extend_from_slice(part));
         (id, out.into())
     }
 
