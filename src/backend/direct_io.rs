@@ -52,7 +52,8 @@ impl DirectIo {
         // Ascending, so that the file never has a hole to fill.
         file.write_all_at(head, offset)?;
         let start = offset + middle.start as u64;
-        let mut bounce = (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
+        let mut bounce =
+            (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
         let mut written = 0;
         let mut outcome = Ok(());
         for piece in pages.chunks(PIECE_BYTES) {
@@ -86,7 +87,8 @@ impl DirectIo {
         };
         let mut read = middle.start;
         let pages = buf.get_mut(middle.clone()).unwrap_or_default();
-        let mut bounce = (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
+        let mut bounce =
+            (pages.as_ptr().align_offset(PAGE_BYTES) != 0).then(|| self.bounces.take(PIECE_BYTES, 0));
         let mut outcome = Ok(());
         for piece in pages.chunks_mut(PIECE_BYTES) {
             let len = match &mut bounce {

@@ -38,7 +38,10 @@ struct State {
 
 impl Default for Lifecycle {
     fn default() -> Self {
-        Self { state: Mutex::new(State { phase: Phase::Serving, watchers: 0, unmounting: 0 }), changed: Condvar::new() }
+        Self {
+            state: Mutex::new(State { phase: Phase::Serving, watchers: 0, unmounting: 0 }),
+            changed: Condvar::new(),
+        }
     }
 }
 
@@ -58,7 +61,8 @@ impl Lifecycle {
     /// off: the kernel closes the connection before it lets go of its inodes, and with a million of them that takes seconds.
     pub fn end(&self, outcome: Result<()>, patience: Duration) {
         self.set(Phase::Ended(outcome));
-        let unmounted = self.changed.wait_timeout_while(self.lock(), UNMOUNT_MAX, |state| 0 < state.unmounting);
+        let unmounted =
+            self.changed.wait_timeout_while(self.lock(), UNMOUNT_MAX, |state| 0 < state.unmounting);
         let (state, _) = unmounted.unwrap_or_else(PoisonError::into_inner);
         drop(self.changed.wait_timeout_while(state, patience, |state| 0 < state.watchers));
     }

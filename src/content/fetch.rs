@@ -79,6 +79,9 @@ impl Body {
     }
 }
 
+/// Blocks that one request brought.
+type Found = Vec<(BlockId, Bytes)>;
+
 /// A request under way that others may wait for.
 struct Flight {
     number: u64,
@@ -154,9 +157,9 @@ impl Fetcher {
         let this = self.clone();
         let (mut found, wanted) =
             run_blocking(&*self.spawner, "read local blocks", move || this.read_local(&distinct)).await?;
-        let Takeoff { leads, joins } = self.take_off(wanted);
         // Those that others wait for come first: no call waits for another's request before its own are under way.
-        let mut fetches: Vec<BoxFuture<'_, Result<Vec<(BlockId, Bytes)>>>> = Vec::new();
+        let Takeoff { leads, joins } = self.take_off(wanted);
+        let mut fetches: Vec<BoxFuture<'_, Result<Found>>> = Vec::new();
         for (flight, batch) in leads {
             fetches.push(self.fetch(flight, batch).boxed());
         }
@@ -243,7 +246,7 @@ impl Fetcher {
     }
 
     /// Gets all blocks of `batch`, if possible with one request.
-    async fn fetch(self: &Arc<Self>, flight: FlightGuard, batch: Batch) -> Result<Vec<(BlockId, Bytes)>> {
+    async fn fetch(self: &Arc<Self>, flight: FlightGuard, batch: Batch) -> Result<Found> {
         match self.lead(flight).await {
             Ok(body) => self.decoded(body, batch.blocks).await,
             // The pack is gone, or shorter than it was: what of it is still to be had is found out block by block.
@@ -259,7 +262,7 @@ impl Fetcher {
         self: &Arc<Self>,
         mut landed: watch::Receiver<Option<Body>>,
         blocks: Vec<Wanted>,
-    ) -> Result<Vec<(BlockId, Bytes)>> {
+    ) -> Result<Found> {
         let body = landed.wait_for(Option::is_some).await.ok().and_then(|body| body.clone());
         if let Some(body) = body {
             return self.decoded(body, blocks).await;
@@ -272,14 +275,14 @@ impl Fetcher {
         Ok(found)
     }
 
-    async fn decoded(self: &Arc<Self>, body: Body, blocks: Vec<Wanted>) -> Result<Vec<(BlockId, Bytes)>> {
+    async fn decoded(self: &Arc<Self>, body: Body, blocks: Vec<Wanted>) -> Result<Found> {
         let (mut good, bad) =
             run_blocking(&*self.spawner, "decode blocks", move || decode_all(&body, blocks)).await;
         good.extend(self.fetch_each(bad).await?);
         Ok(good)
     }
 
-    async fn fetch_each(self: &Arc<Self>, blocks: Vec<Wanted>) -> Result<Vec<(BlockId, Bytes)>> {
+    async fn fetch_each(self: &Arc<Self>, blocks: Vec<Wanted>) -> Result<Found> {
         let mut found = Vec::with_capacity(blocks.len());
         for wanted in blocks {
             found.push((wanted.id, self.fetch_alone(wanted).await?));

@@ -138,7 +138,7 @@ impl FrameHeader {
         FRAME_HEADER_BYTES + self.stored_len
     }
 
-    fn to_bytes(&self) -> Vec<u8> {
+    fn encode(&self) -> Vec<u8> {
         let mut writer = Writer::new();
         writer.bytes(&MAGIC).u8(VERSION).u8(self.codec as u8).u16(0).u32(0);
         writer.u32(self.id.len).u32(self.stored_len).bytes(&self.id.hash.0).u32(self.payload_crc);
@@ -157,7 +157,7 @@ pub struct EncodedFrame {
 impl EncodedFrame {
     /// Appends the bytes of the frame by `append`, in two parts.
     pub fn write_to(&self, mut append: impl FnMut(&[u8])) {
-        append(&self.header.to_bytes());
+        append(&self.header.encode());
         append(&self.payload);
     }
 }
@@ -264,7 +264,9 @@ mod tests {
     fn encode(compression: Compression, data: &[u8]) -> (BlockId, Bytes) {
         let id = BlockId::of(data);
         let mut out = Vec::new();
-        FrameEncoder::new(compression).encode(id, &Bytes::copy_from_slice(data)).write_to(|part| out.extend_from_slice(part));
+        FrameEncoder::new(compression)
+            .encode(id, &Bytes::copy_from_slice(data))
+            .write_to(|part| out.extend_from_slice(part));
         (id, out.into())
     }
 
@@ -322,7 +324,7 @@ mod tests {
     fn a_header_that_asks_for_too_much_memory_is_refused() {
         let id = BlockId { len: BLOCK_BYTES_MAX + 1, ..BlockId::of(b"abc") };
         let header = FrameHeader { id, codec: Codec::Zstd, stored_len: 5, payload_crc: 0 };
-        assert!(matches!(FrameHeader::parse(&header.to_bytes()), Err(FrameError::Length)));
+        assert!(matches!(FrameHeader::parse(&header.encode()), Err(FrameError::Length)));
     }
 
     #[test]

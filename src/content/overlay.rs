@@ -459,8 +459,8 @@ impl Overlay {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::seal::SEAL_EXTENTS_MAX;
     use crate::base::hash::{BlockId, Hash};
+    use crate::content::seal::SEAL_EXTENTS_MAX;
     use crate::store::block::{BlockLocation, Receipt, UploadTicket};
 
     const NOW: Timestamp = Timestamp { secs: 1, nanos: 0 };

@@ -445,7 +445,11 @@ impl Staging {
         open.next_number += 1;
         let staged = Arc::new(StagedPack::new(id, device, self.clock.monotonic(), self.budget.charge(0)));
         self.state().packs.insert(id, staged.clone());
-        open.pack = Some(OpenPack { staged, buffer: self.buffers.take(buffer_bytes(self.pack_bytes_target), 0), unwritten: Vec::new() });
+        open.pack = Some(OpenPack {
+            staged,
+            buffer: self.buffers.take(buffer_bytes(self.pack_bytes_target), 0),
+            unwritten: Vec::new(),
+        });
         self.names_made.fetch_add(1, Ordering::AcqRel);
         Ok(id)
     }

@@ -171,7 +171,8 @@ fn sent_bytes(sizes: &Sizes) -> usize {
 
 fn measure(options: &Options, systems: &mut [Box<dyn System>]) -> io::Result<Vec<Series>> {
     let sizes = &options.sizes;
-    let mut series: Vec<Series> = systems.iter().map(|system| Series::new(system.name(), &options.workloads)).collect();
+    let mut series: Vec<Series> =
+        systems.iter().map(|system| Series::new(system.name(), &options.workloads)).collect();
     for repeat in 0..sizes.repeats {
         let payload = Payload::new(sizes, repeat as u64);
         let directory = format!("repeat-{repeat}");

@@ -40,12 +40,14 @@ impl Series {
     }
 
     pub fn push(&mut self, workload: Workload, sample: Sample) {
-        let (_, samples) = self.samples.iter_mut().find(|(of, _)| *of == workload).expect("those that run are there");
+        let (_, samples) =
+            self.samples.iter_mut().find(|(of, _)| *of == workload).expect("those that run are there");
         samples.push(sample);
     }
 
     fn of(&self, workload: Workload) -> &[Sample] {
-        let (_, samples) = self.samples.iter().find(|(of, _)| *of == workload).expect("those that run are there");
+        let (_, samples) =
+            self.samples.iter().find(|(of, _)| *of == workload).expect("those that run are there");
         samples
     }
 }

@@ -49,6 +49,7 @@ pub fn take_memory(bytes: usize) {
         [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, 32 << 20), (libc::M_TRIM_THRESHOLD, -1)]
     {
         #[expect(unsafe_code, reason = "mallopt(3) has no safe wrapper")]
+        // SAFETY: two numbers; the allocator takes the parameters at any time.
         let done = unsafe { libc::mallopt(parameter, value) };
         assert_eq!(done, 1, "mallopt {parameter}");
     }
