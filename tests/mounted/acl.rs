@@ -323,13 +323,14 @@ fn values_that_are_no_list_have_the_errors_of_ext4(volume: &Volume) {
     assert_eq!(get(&file, access), Err(Some(libc::ENODATA)));
 }
 
-/// In a mount namespace of its own, where everybody may open `/dev/fuse`, as they may on most machines.
+/// In a mount namespace of its own, where everybody may open `/dev/fuse`, as they may on most machines. fusermount3 wants the
+/// user to have a name.
 fn lists_hold_on_a_mount_of_a_user_too(volume: &Volume) {
     require(&["setfacl", "setpriv", "fusermount3"]);
     let beside = volume.scratch().parent().expect("a temporary directory").to_owned();
     // The build directory may be out of their reach.
     fs::copy(env!("CARGO_BIN_EXE_gravitonfs"), beside.join("gravitonfs")).expect("copy the binary");
-    script(&beside, "mkdir -p store dev; chown 100:100 store mnt state cache");
+    script(&beside, "mkdir -p store dev; chown nobody:nogroup store mnt state cache");
     let (url, options) = (volume.url(), volume.store_options().join(" "));
     let as_user = format!(
         "trap 'fusermount3 -q -u -z mnt || true' EXIT
@@ -350,8 +351,8 @@ fn lists_hold_on_a_mount_of_a_user_too(volume: &Volume) {
     let in_namespace =
         "awk '$3 == \"fuse.gravitonfs\" {print $2}' /proc/self/mounts | xargs -r -n 1 umount -l || true
          mount -t tmpfs -o mode=755 dev dev; mknod -m 666 dev/fuse c 10 229
-         mount --bind dev/fuse /dev/fuse; > before; chown 100:100 before
-         exec setpriv --reuid 100 --regid 100 --clear-groups -- bash -euo pipefail -c \"$1\"";
+         mount --bind dev/fuse /dev/fuse; > before; chown nobody:nogroup before
+         exec setpriv --reuid nobody --regid nogroup --clear-groups -- bash -euo pipefail -c \"$1\"";
     let mut command = Command::new("unshare");
     command.args(["-m", "bash", "-euo", "pipefail", "-c", in_namespace, "bash", &as_user]);
     command.current_dir(&beside).env("LC_ALL", "C");

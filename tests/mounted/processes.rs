@@ -130,7 +130,7 @@ fn two_processes_that_would_wait_for_each_other_are_told(volume: &Volume) {
     lock(&file, LockKind::Posix, Lock::Exclusive, mine, false).expect("lock");
     let mut other = Child::start(&volume.directory(), || {
         let file = open(volume);
-        lock(&file, LockKind::Posix, Lock::Exclusive, theirs, false).expect("lock");
+        lock(&file, LockKind::Posix, Lock::Exclusive, theirs, true).expect("lock");
         match lock(&file, LockKind::Posix, Lock::Exclusive, mine, true) {
             Ok(()) => 0,
             Err(error) => u8::try_from(error.raw_os_error().unwrap_or(255)).unwrap_or(255),
@@ -141,6 +141,7 @@ fn two_processes_that_would_wait_for_each_other_are_told(volume: &Volume) {
         match lock(&file, LockKind::Posix, Lock::Exclusive, theirs, true) {
             Ok(()) if !other.has_ended() => {
                 lock(&file, LockKind::Posix, Lock::None, theirs, false).expect("unlock");
+                std::thread::yield_now();
             }
             outcome => break outcome.err().and_then(|error| error.raw_os_error()),
         }
